@@ -1,0 +1,109 @@
+//! The profile as the device sees it: resolved, typed, part of the verified root at [`DEVICE_PROFILE`].
+
+use crate::arch::Arch;
+use serde::{Deserialize, Serialize};
+
+/// Where the image carries the [`DeviceProfile`].
+pub const DEVICE_PROFILE: &str = "/usr/lib/farhold/profile.json";
+
+/// What this device is meant to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceProfile {
+    /// Profile name.
+    pub profile: String,
+    /// Release version.
+    pub version: String,
+    /// Product that releases are matched against.
+    pub product: String,
+    /// Processor.
+    pub arch: Arch,
+    /// Board that releases are matched against.
+    pub board: String,
+    /// Packs in layer order.
+    pub layers: Vec<DeviceLayer>,
+    /// Checks that decide whether a boot is healthy.
+    pub health: Vec<HealthCheck>,
+    /// Two-node settings; `None` for a single node.
+    pub ha: Option<HaSettings>,
+}
+
+/// One layer as built.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceLayer {
+    /// Layer kind: os, kubernetes, cni, csi, addon.
+    pub layer: String,
+    /// Pack name.
+    pub pack: String,
+    /// Pack version.
+    pub version: String,
+}
+
+/// A declared health check with its deadline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// Unique name in the profile.
+    pub name: String,
+    /// Seconds after boot by which it must have passed.
+    pub deadline_s: u32,
+    /// What is checked.
+    #[serde(flatten)]
+    pub probe: Probe,
+}
+
+/// What a health check looks at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Probe {
+    /// A systemd unit is active.
+    Unit {
+        /// Unit name.
+        unit: String,
+    },
+    /// A TCP port on this machine accepts.
+    Port {
+        /// Port number.
+        port: u16,
+    },
+    /// An HTTP request to this machine answers 2xx.
+    Http {
+        /// URL; the host must be a loopback address.
+        url: String,
+    },
+    /// This node is Ready in Kubernetes.
+    NodeReady,
+    /// A file system has room.
+    Disk {
+        /// Mount point.
+        path: String,
+        /// Least free share, percent.
+        min_free_percent: u8,
+    },
+    /// A command ends with 0.
+    Command {
+        /// Program and arguments.
+        argv: Vec<String>,
+    },
+}
+
+/// Two-node settings (design section 8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaSettings {
+    /// What to do when the peer is lost.
+    pub on_peer_loss: OnPeerLoss,
+    /// Witness address; excludes `prefer`.
+    pub witness: Option<String>,
+    /// Virtual IP with prefix length that follows the primary.
+    pub virtual_ip: Option<String>,
+}
+
+/// Policy on loss of the peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnPeerLoss {
+    /// Ask the witness; go on only with its vote.
+    Witness,
+    /// Write nothing until an operator confirms.
+    Hold,
+    /// The named node goes on alone.
+    Prefer(String),
+}

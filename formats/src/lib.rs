@@ -1,0 +1,20 @@
+//! The contract between the image builder and the device agent: every byte both touch.
+//!
+//! Nothing here does I/O, reads a clock or logs. Data flows top to bottom:
+//!
+//! - [`arch`], [`layout`]: processors, partitions, labels, the state partition's marker
+//! - [`verity`]: the dm-verity hash tree and superblock (kernel `Documentation/admin-guide/device-mapper/verity.rst`)
+//! - [`bootargs`], [`entry`]: the signed kernel command line, names of boot entries on the ESP
+//! - [`boot`]: facts that the init and the early stage hand to the agent
+//! - [`device`]: the profile as the device sees it
+//! - [`status`]: what the agent reports
+
+pub mod arch;
+pub mod boot;
+pub mod bootargs;
+pub mod device;
+pub mod entry;
+pub mod hex;
+pub mod layout;
+pub mod status;
+pub mod verity;

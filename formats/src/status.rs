@@ -1,0 +1,126 @@
+//! What the agent reports, locally and to the outside: one JSON object, also what `farhold-agent status --json` prints.
+
+use crate::boot::{BootFacts, StateFacts};
+use crate::hex::Digest;
+use crate::layout::Slot;
+use serde::{Deserialize, Serialize};
+
+/// Version of this object; readers accept newer ones and ignore what they do not know.
+pub const STATUS_SCHEMA: u32 = 1;
+/// Unix socket on which the agent answers: one word and a newline (`status`, `why`), one line of JSON back.
+pub const SOCKET: &str = "/run/farhold/agent.sock";
+/// Name of the virtio-serial port on which the agent answers the same words, for a lab outside the machine.
+pub const VIRTIO_PORT: &str = "org.farhold.agent.0";
+
+/// The state of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`STATUS_SCHEMA`].
+    pub schema: u32,
+    /// State of the agent itself.
+    pub agent: AgentState,
+    /// Version of the agent program.
+    pub agent_version: String,
+    /// Host name.
+    pub node: String,
+    /// `/etc/machine-id`.
+    pub machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Profile, product, processor and board, as text.
+    pub profile: ProfileId,
+    /// What runs.
+    pub observed: Option<Observed>,
+    /// What is meant to run.
+    pub desired: Option<Desired>,
+    /// Where `/var` is.
+    pub state: Option<StateFacts>,
+    /// Facts from the init, as it left them.
+    pub boot: Option<BootFacts>,
+    /// systemd's view: `running`, `degraded`, `starting`…
+    pub system: String,
+    /// Units that failed.
+    pub failed_units: Vec<String>,
+    /// Milliseconds since the kernel started, when this was made.
+    pub uptime_ms: u64,
+    /// Milliseconds since the kernel started, when the agent was ready.
+    pub ready_ms: u64,
+    /// Resident memory of the agent, bytes.
+    pub agent_rss_bytes: u64,
+    /// What an operator should know, worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// State of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AgentState {
+    /// Started, not all is known yet.
+    Starting,
+    /// Everything works.
+    Running,
+    /// Works with something missing; see the findings.
+    Degraded,
+}
+
+/// Names of what the image was built from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileId {
+    /// Profile name.
+    pub name: String,
+    /// Product.
+    pub product: String,
+    /// Processor.
+    pub arch: String,
+    /// Board.
+    pub board: String,
+}
+
+/// What runs, as observed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// Slot, from the device-mapper table.
+    pub slot: Slot,
+    /// Roothash, from the device-mapper table.
+    pub roothash: Digest,
+    /// Release version.
+    pub version: String,
+    /// Kernel release.
+    pub kernel: String,
+}
+
+/// What is meant to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Release version.
+    pub version: String,
+    /// Roothash.
+    pub roothash: Digest,
+    /// Who asked for it: `factory`, `operator`, or a carrier.
+    pub source: String,
+}
+
+/// One thing an operator should know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// Stable code, as `state-ephemeral`.
+    pub code: String,
+    /// What is so, and where.
+    pub message: String,
+    /// What to do next.
+    pub next: String,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// An operator must act.
+    Error,
+    /// Works with less.
+    Warning,
+    /// Good to know.
+    Info,
+}
