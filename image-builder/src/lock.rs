@@ -20,7 +20,17 @@ pub struct Lock {
     /// What is pinned, by architecture.
     pub arch: BTreeMap<Arch, LockedArch>,
     /// Packages of the tools root, by the architecture of the machine that builds.
-    pub tools: BTreeMap<Arch, Vec<LockedPackage>>,
+    pub tools: BTreeMap<Arch, LockedTools>,
+}
+
+/// The pinned tools root of one kind of build machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedTools {
+    /// Mirror base address by role.
+    pub mirrors: BTreeMap<String, String>,
+    /// The whole package set, sorted by name and architecture.
+    pub packages: Vec<LockedPackage>,
 }
 
 /// What is pinned for one architecture.

@@ -1,6 +1,5 @@
 //! `farhold`: bakes profiles into signed immutable images and releases.
 
-mod lock;
-mod resolved;
-
-fn main() {}
+fn main() -> std::process::ExitCode {
+    image_builder::cli::main()
+}

@@ -46,6 +46,21 @@ pub struct Debian {
     pub keep: Vec<String>,
     /// What replaces each maintainer script that is not made of known debhelper snippets only, by package name.
     pub scripts: BTreeMap<String, ScriptRule>,
+    /// Packages that are left out though others depend on them, by name, with the reason. A pack that asks for one
+    /// by name gets it.
+    #[serde(default)]
+    pub absent: BTreeMap<String, Absent>,
+}
+
+/// Why a package that others depend on is left out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Absent {
+    /// Why the image works without it.
+    pub because: String,
+    /// Packages that may depend on it all the same; any other that does is an error. Empty: all may.
+    #[serde(default)]
+    pub used_by: Vec<String>,
 }
 
 /// What stands in for a package's maintainer scripts.

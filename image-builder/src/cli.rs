@@ -1,0 +1,32 @@
+//! The command line: which subcommands there are. Each is a struct with `run` in its own file below `cmd`.
+
+use crate::cmd;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Bakes profiles into signed, immutable A/B images.
+#[derive(Parser)]
+#[command(name = "farhold", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Cache(cmd::cache::CacheCmd),
+}
+
+/// Runs the command line of this process; errors go to standard error as one chain.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Cache(cache) => cache.run(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("farhold: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

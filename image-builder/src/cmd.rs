@@ -1,0 +1,3 @@
+//! Subcommands, one file each: a struct of options with `run`.
+
+pub mod cache;

@@ -1,0 +1,16 @@
+//! The `farhold` command as a library. Data flows downwards:
+//!
+//! ```text
+//! profile + packs ─▶ resolved ─▶ lock (apt, mirror, fetch) ─▶ store
+//!                                      rootfs (deb, tree) ◀──┘ ─▶ erofs ─▶ image
+//! ```
+
+pub mod cli;
+pub mod cmd;
+pub mod deb;
+pub mod lock;
+pub mod progress;
+pub mod resolved;
+pub mod store;
+pub mod tools;
+pub mod tree;
