@@ -203,6 +203,22 @@ fn member(entry: &tar::Entry<'_, impl Read>) -> Result<Option<Member>> {
     Ok(Some(Member { path, kind, mode: header.mode()? & 0o7777, user, group, size }))
 }
 
+/// Fields of one stanza of Debian control data (deb822(5)), in order; continued lines are joined by line feeds.
+pub fn fields(stanza: &str) -> Vec<(String, String)> {
+    let mut fields: Vec<(String, String)> = Vec::new();
+    for line in stanza.lines().filter(|line| !line.starts_with('#')) {
+        if line.starts_with([' ', '\t']) {
+            if let Some((_, value)) = fields.last_mut() {
+                value.push('\n');
+                value.push_str(line.trim());
+            }
+        } else if let Some((name, value)) = line.split_once(':') {
+            fields.push((name.to_owned(), value.trim().to_owned()));
+        }
+    }
+    fields
+}
+
 /// An absolute path without `.`; `..` has no place in a package.
 fn absolute(bytes: &[u8]) -> Result<String> {
     let Ok(text) = std::str::from_utf8(bytes) else {

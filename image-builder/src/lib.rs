@@ -5,10 +5,13 @@
 //!                                      rootfs (deb, tree) ◀──┘ ─▶ erofs ─▶ image
 //! ```
 
+pub mod apt;
 pub mod cli;
 pub mod cmd;
 pub mod deb;
+pub mod fetch;
 pub mod lock;
+pub mod mirror;
 pub mod progress;
 pub mod resolved;
 pub mod store;
