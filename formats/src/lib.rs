@@ -4,6 +4,7 @@
 //!
 //! - [`arch`], [`layout`]: processors, partitions, labels, the state partition's marker
 //! - [`verity`]: the dm-verity hash tree and superblock (kernel `Documentation/admin-guide/device-mapper/verity.rst`)
+//! - [`gpt`], [`dm`], [`efi`]: partition tables, device-mapper and UEFI variables, as bytes
 //! - [`bootargs`], [`entry`]: the signed kernel command line, names of boot entries on the ESP
 //! - [`boot`]: facts that the init and the early stage hand to the agent
 //! - [`device`]: the profile as the device sees it
@@ -13,7 +14,10 @@ pub mod arch;
 pub mod boot;
 pub mod bootargs;
 pub mod device;
+pub mod dm;
+pub mod efi;
 pub mod entry;
+pub mod gpt;
 pub mod hex;
 pub mod layout;
 pub mod status;
