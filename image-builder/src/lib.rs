@@ -14,7 +14,6 @@ pub mod lock;
 pub mod mirror;
 pub mod progress;
 pub mod resolved;
-pub mod rootfs;
 pub mod store;
 pub mod tools;
 pub mod tree;
