@@ -1,0 +1,323 @@
+//! The kernel of a root file system: its image for the UKI, its modules for image and initrd, and their index.
+//!
+//! `depmod` runs on a scratch folder of the decompressed modules; its files are cached by what they were made from.
+
+use super::pattern::matches;
+use crate::resolved::Boot;
+use crate::store::Store;
+use crate::tools::{Tool, ToolsRoot};
+use crate::tree::{Data, Entry, Node, Tree, name};
+use anyhow::{Context, Result, anyhow, bail};
+use formats::hex::Digest;
+use sha2::{Digest as _, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Changes when what is cached changes.
+const LAYOUT: &str = "depmod 1";
+/// Most bytes of an index that is read: the full kernel's `modules.dep` has under 1 MB.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// What depmod reads besides modules.
+const SOURCES: [&str; 3] = ["modules.order", "modules.builtin", "modules.builtin.modinfo"];
+
+/// A kernel and its modules.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Release, as `uname -r` says.
+    pub release: String,
+    /// The kernel image, as the UKI takes it.
+    pub vmlinuz: Data,
+    /// Every module of the package, also those that the image does not keep, by name with `_` for `-`.
+    modules: BTreeMap<String, Module>,
+    /// Names of what is built in, with `_` for `-`.
+    builtin: BTreeSet<String>,
+}
+
+/// A kernel module.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Path below `/usr/lib/modules/<release>`, as `kernel/fs/erofs/erofs.ko`.
+    pub path: String,
+    /// The module, decompressed.
+    pub data: Data,
+    /// Names of the modules that must be loaded before it, in that order.
+    needs: Vec<String>,
+}
+
+impl Module {
+    /// Name as `lsmod` shows it.
+    pub fn name(&self) -> String {
+        module_name(&self.path)
+    }
+}
+
+impl Kernel {
+    /// Modules with everything that they depend on, each after what it depends on. Names that are built in give none.
+    ///
+    /// # Errors
+    /// If the kernel has no such module; names the one.
+    pub fn closure(&self, names: &[String]) -> Result<Vec<&Module>> {
+        let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
+        for wanted in names {
+            let wanted = wanted.replace('-', "_");
+            if self.builtin.contains(&wanted) {
+                continue;
+            }
+            let Some(module) = self.modules.get(&wanted) else {
+                bail!("kernel {} has no module `{wanted}`", self.release);
+            };
+            for name in module.needs.iter().chain(std::iter::once(&wanted)) {
+                if seen.insert(name.clone()) {
+                    let module = self.modules.get(name);
+                    order.push(
+                        module.ok_or_else(|| anyhow!("modules.dep names `{name}`, which is not there"))?,
+                    );
+                }
+            }
+        }
+        Ok(order)
+    }
+}
+
+/// Finds the kernel, drops modules that the image does not keep, indexes the others, and removes `/boot`.
+///
+/// # Errors
+/// If there is not exactly one kernel, or a module of the initrd is missing.
+pub fn install(tree: &mut Tree, boot: &Boot, store: &Store, tools: &ToolsRoot) -> Result<Kernel> {
+    let (release, vmlinuz, origin) = find(tree, boot)?;
+    let folder = format!("/usr/lib/modules/{release}");
+    let all = files(tree, &folder)?;
+    let index = depmod(&release, &all, store, tools)?;
+    let text = |file: &str| {
+        let bytes = fs::read(index.join(file)).with_context(|| format!("read {file} of depmod"))?;
+        String::from_utf8(bytes).with_context(|| format!("read {file} of depmod"))
+    };
+    let builtin = match all.iter().find(|(path, _)| path == "modules.builtin") {
+        Some((_, data)) => {
+            String::from_utf8_lossy(&data.bytes(MAX_INDEX_BYTES)?).lines().map(module_name).collect()
+        }
+        None => BTreeSet::new(),
+    };
+    let kernel = Kernel { modules: modules(&all, &text("modules.dep")?), release, vmlinuz, builtin };
+    kernel.closure(&boot.initrd_modules).context("find modules of the initrd")?;
+    let kept = kept(&kernel, boot)?;
+    let index = if kept.len() == kernel.modules.len() {
+        index
+    } else {
+        tree.retain(|path, _| {
+            let below = path.strip_prefix(&folder).map(|below| below.trim_start_matches('/'));
+            below.is_none_or(|below| !below.ends_with(".ko") || kept.contains(below))
+        });
+        drop_empty_folders(tree, &format!("{folder}/kernel"));
+        let left: Vec<_> = all.into_iter().filter(|(p, _)| !p.ends_with(".ko") || kept.contains(p)).collect();
+        depmod(&kernel.release, &left, store, tools)?
+    };
+    add_index(tree, &folder, &index, &origin)?;
+    tree.remove("/boot");
+    Ok(kernel)
+}
+
+fn find(tree: &Tree, boot: &Boot) -> Result<(String, Data, Arc<str>)> {
+    let mut kernels = tree.below("/boot").filter_map(|(path, entry)| {
+        let release = path.strip_prefix("/boot/vmlinuz-")?;
+        match &entry.node {
+            Node::File(data) => Some((release.to_owned(), data.clone(), entry.origin.clone())),
+            Node::Dir | Node::Symlink(_) => None,
+        }
+    });
+    match (kernels.next(), kernels.next()) {
+        (Some(kernel), None) => Ok(kernel),
+        (None, _) => bail!("package `{}` brings no kernel (/boot/vmlinuz-*)", boot.kernel_package),
+        (Some(a), Some(b)) => {
+            bail!("two kernels, {} (from {}) and {} (from {}); leave one out", a.0, a.2, b.0, b.2)
+        }
+    }
+}
+
+/// Files of the modules folder by path below it: modules and what depmod reads.
+fn files(tree: &Tree, folder: &str) -> Result<Vec<(String, Data)>> {
+    let prefix = format!("{folder}/");
+    let mut found = Vec::new();
+    for (path, entry) in tree.below(folder) {
+        let below = path.strip_prefix(&prefix).unwrap_or(path);
+        match &entry.node {
+            Node::File(data) if below.ends_with(".ko") || SOURCES.contains(&below) => {
+                found.push((below.to_owned(), data.clone()));
+            }
+            Node::File(_) if below.contains(".ko.") => {
+                bail!(
+                    "{path} (from {}) is packed in a way that is not known; modules must be .ko or .ko.xz",
+                    entry.origin
+                )
+            }
+            Node::File(_) | Node::Dir | Node::Symlink(_) => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Runs depmod over these files and returns the folder of what it wrote.
+fn depmod(
+    release: &str,
+    files: &[(String, Data)],
+    store: &Store,
+    tools: &ToolsRoot,
+) -> Result<std::path::PathBuf> {
+    let mut key = Sha256::new();
+    key.update(format!("{LAYOUT} {release} {}\n", tools.path().display()));
+    for (path, data) in files {
+        match data {
+            // The folder's name is the digest of the package, so place and length say which bytes these are.
+            Data::Range { path: source, offset, len } => {
+                key.update(format!("{path} {} {offset} {len}\n", source.display()));
+            }
+            Data::Bytes(bytes) => {
+                key.update(format!("{path} "));
+                key.update(Sha256::digest(bytes));
+            }
+        }
+    }
+    store.derive("depmod", &Digest(key.finalize().into()), |target| {
+        let scratch = store.scratch()?;
+        let below = scratch.path().join("lib/modules").join(release);
+        for (path, data) in files {
+            copy_out(data, &below.join(path)).with_context(|| format!("copy {path} for depmod"))?;
+        }
+        tools
+            .command(Tool::Depmod)
+            .arg("-b")
+            .arg(scratch.path())
+            .arg(release)
+            .run()
+            .context("index kernel modules")?;
+        for entry in fs::read_dir(&below).with_context(|| format!("read {}", below.display()))? {
+            let entry = entry.with_context(|| format!("read {}", below.display()))?;
+            let made = entry.file_name().to_string_lossy().into_owned();
+            if made.starts_with("modules.") && !SOURCES.contains(&made.as_str()) {
+                fs::copy(entry.path(), target.join(&made)).with_context(|| store.full())?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn copy_out(data: &Data, path: &Path) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut file = File::create(path)?;
+    std::io::copy(&mut data.open()?, &mut file)?;
+    Ok(())
+}
+
+fn modules(files: &[(String, Data)], dependencies: &str) -> BTreeMap<String, Module> {
+    let needs: BTreeMap<&str, Vec<String>> = dependencies
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        // modules.dep names the direct needs first; they are loaded from the end.
+        .map(|(path, needs)| (path, needs.split_whitespace().rev().map(module_name).collect()))
+        .collect();
+    let module = |(path, data): &(String, Data)| {
+        let needs = needs.get(path.as_str()).cloned().unwrap_or_default();
+        (module_name(path), Module { path: path.clone(), data: data.clone(), needs })
+    };
+    files.iter().filter(|(path, _)| path.ends_with(".ko")).map(module).collect()
+}
+
+/// Paths of modules that the image keeps: those that match, with what they depend on.
+fn kept(kernel: &Kernel, boot: &Boot) -> Result<BTreeSet<String>> {
+    let mut wanted: Vec<String> = boot.initrd_modules.clone();
+    for (name, module) in &kernel.modules {
+        let below = module.path.trim_start_matches("kernel/");
+        if boot.keep_modules.is_empty() || boot.keep_modules.iter().any(|pattern| matches(pattern, below)) {
+            wanted.push(name.clone());
+        }
+    }
+    Ok(kernel.closure(&wanted)?.into_iter().map(|module| module.path.clone()).collect())
+}
+
+fn drop_empty_folders(tree: &mut Tree, folder: &str) {
+    loop {
+        let full: BTreeSet<String> =
+            tree.below(folder).map(|(path, _)| crate::tree::parent(path).to_owned()).collect();
+        let prefix = format!("{folder}/");
+        let before = tree.len();
+        tree.retain(|path, entry| {
+            !(path.starts_with(&prefix) && matches!(entry.node, Node::Dir) && !full.contains(path))
+        });
+        if tree.len() == before {
+            return;
+        }
+    }
+}
+
+fn add_index(tree: &mut Tree, folder: &str, index: &Path, origin: &Arc<str>) -> Result<()> {
+    for entry in fs::read_dir(index).with_context(|| format!("read {}", index.display()))? {
+        let entry = entry.with_context(|| format!("read {}", index.display()))?;
+        let len = entry.metadata().with_context(|| format!("read {}", index.display()))?.len();
+        let data = Data::Range { path: entry.path().into(), offset: 0, len };
+        let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
+        tree.replace(&path, Entry::new(Node::File(data), 0o644, origin))?;
+    }
+    Ok(())
+}
+
+fn module_name(path: &str) -> String {
+    name(path).trim_end_matches(".ko").replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel() -> Kernel {
+        let file = |path: &str| (path.to_owned(), Data::Bytes(path.as_bytes().into()));
+        let files =
+            ["kernel/d/dm-verity.ko", "kernel/d/dm-mod.ko", "kernel/d/dm-bufio.ko", "kernel/f/erofs.ko"];
+        let files: Vec<_> = files.into_iter().map(file).collect();
+        let dependencies = "kernel/d/dm-verity.ko: kernel/d/dm-bufio.ko kernel/d/dm-mod.ko\n\
+                            kernel/d/dm-bufio.ko: kernel/d/dm-mod.ko\nkernel/d/dm-mod.ko:\nkernel/f/erofs.ko:\n";
+        Kernel {
+            release: "6.12".into(),
+            vmlinuz: Data::Bytes(b"vmlinuz"[..].into()),
+            modules: modules(&files, dependencies),
+            builtin: BTreeSet::from(["ext4".to_owned()]),
+        }
+    }
+
+    fn names(kernel: &Kernel, wanted: &[&str]) -> Vec<String> {
+        let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
+        kernel.closure(&wanted).unwrap().into_iter().map(Module::name).collect()
+    }
+
+    #[test]
+    fn a_closure_is_in_order_of_loading() {
+        let kernel = kernel();
+        assert_eq!(
+            names(&kernel, &["erofs", "dm-verity", "ext4", "dm_mod"]),
+            ["erofs", "dm_mod", "dm_bufio", "dm_verity"]
+        );
+        let error = kernel.closure(&["nvme".to_owned()]).unwrap_err().to_string();
+        assert_eq!(error, "kernel 6.12 has no module `nvme`");
+    }
+
+    #[test]
+    fn kept_modules_bring_what_they_need() {
+        let boot = |keep: &[&str]| Boot {
+            kernel_package: "linux-image-x".into(),
+            initrd_modules: vec!["erofs".into()],
+            kernel_args: Vec::new(),
+            watchdog_s: None,
+            keep_modules: keep.iter().map(|pattern| (*pattern).to_owned()).collect(),
+            menu_s: 0,
+        };
+        assert_eq!(kept(&kernel(), &boot(&[])).unwrap().len(), 4);
+        let some = kept(&kernel(), &boot(&["d/dm-bufio*"])).unwrap();
+        assert_eq!(
+            some.into_iter().collect::<Vec<_>>(),
+            ["kernel/d/dm-bufio.ko", "kernel/d/dm-mod.ko", "kernel/f/erofs.ko"]
+        );
+    }
+}
