@@ -11,6 +11,7 @@ pub mod cmd;
 pub mod deb;
 pub mod erofs;
 pub mod fetch;
+pub mod image;
 pub mod lock;
 pub mod mirror;
 pub mod progress;

@@ -1,0 +1,230 @@
+//! The EFI system partition: FAT32 with systemd-boot, its settings and the factory entry.
+//!
+//! Follows Microsoft's "FAT: General Overview of On-Disk Format" 1.03 and the UEFI specification 2.10, 13.3; the
+//! entry's name is `formats::entry`. Knows nothing of partitions but where this one starts.
+
+use super::sparse::Sparse;
+use anyhow::{Context, Result, bail};
+use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
+use formats::arch::Arch;
+use formats::entry;
+use std::io::Write;
+
+const SECTOR: u64 = 512;
+/// Smallest FAT32 with 512-byte clusters: 65 525 of them, plus tables.
+pub const MIN_BYTES: u64 = 36 << 20;
+/// From this size on 4 KiB clusters still make 65 525 of them, which FAT32 needs.
+const LARGE_CLUSTERS_FROM: u64 = 260 << 20;
+const LABEL: &[u8; 11] = b"FARHOLD-ESP";
+/// Boot sector: sectors before the volume.
+const HIDDEN_SECTORS: u64 = 0x1c;
+/// Boot sector: sectors before the first table.
+const RESERVED_SECTORS: u64 = 0x0e;
+/// Boot sector: sectors per table.
+const SECTORS_PER_FAT: u64 = 0x24;
+/// Boot sector: sectors per cluster.
+const SECTORS_PER_CLUSTER: u64 = 0x0d;
+/// Sector of the copy of boot sector and FSInfo.
+const BACKUP_SECTOR: u64 = 6;
+const FOLDER_ATTRIBUTE: u8 = 0x10;
+
+/// What stands on the ESP.
+#[derive(Clone, Copy, Debug)]
+pub struct Contents<'a> {
+    /// Processor, which decides file names.
+    pub arch: Arch,
+    /// systemd-boot, signed if Secure Boot keys were given.
+    pub boot_loader: &'a [u8],
+    /// Factory UKI, signed if Secure Boot keys were given.
+    pub uki: &'a [u8],
+    /// File name of the factory UKI in `EFI/Linux`.
+    pub entry: &'a str,
+    /// Seconds that the menu is shown.
+    pub menu_s: u32,
+}
+
+/// Where and how large the partition is.
+#[derive(Clone, Copy, Debug)]
+pub struct Volume {
+    /// Length in bytes.
+    pub bytes: u64,
+    /// First sector on the disk.
+    pub first_lba: u64,
+    /// Volume serial number.
+    pub id: u32,
+}
+
+/// Bytes that an ESP must have for this UKI: two entries, one being written, the recovery entry, and the loaders.
+pub fn need(uki_bytes: u64, boot_loader_bytes: u64) -> u64 {
+    4 * uki_bytes + 2 * boot_loader_bytes + (1 << 20)
+}
+
+/// Makes the file system.
+///
+/// # Errors
+/// If the partition is too small for FAT32 or for the files.
+pub fn make(contents: &Contents, volume: &Volume) -> Result<Sparse> {
+    if volume.bytes < MIN_BYTES {
+        bail!(
+            "ESP of {} MiB is too small for FAT32, must be {} MiB or more",
+            volume.bytes >> 20,
+            MIN_BYTES >> 20
+        );
+    }
+    let mut medium = Sparse::new(volume.bytes);
+    let cluster = if volume.bytes < LARGE_CLUSTERS_FROM { 512 } else { 4096 };
+    let options = FormatVolumeOptions::new()
+        .fat_type(FatType::Fat32)
+        .bytes_per_cluster(cluster)
+        .volume_id(volume.id)
+        .volume_label(*LABEL);
+    fatfs::format_volume(&mut medium, options).context("make the ESP's file system")?;
+    std::io::Seek::rewind(&mut medium).context("make the ESP's file system")?;
+    fill(&mut medium, contents)?;
+    let root_folders = first_clusters_of_root_folders(&medium);
+    for folder in root_folders {
+        point_parent_to_root(&mut medium, folder)?;
+    }
+    complete_boot_sectors(&mut medium, volume.first_lba)?;
+    std::io::Seek::rewind(&mut medium).context("finish the ESP")?;
+    Ok(medium)
+}
+
+fn fill(medium: &mut Sparse, contents: &Contents) -> Result<()> {
+    let options = FsOptions::new().time_provider(&FIXED_TIME).update_accessed_date(false);
+    let fs = FileSystem::new(medium, options).context("open the new ESP")?;
+    let suffix = contents.arch.efi();
+    let files = [
+        (format!("EFI/BOOT/BOOT{}.EFI", suffix.to_uppercase()), contents.boot_loader),
+        (format!("EFI/systemd/systemd-boot{suffix}.efi"), contents.boot_loader),
+        ("loader/loader.conf".to_owned(), loader_conf(contents.menu_s).as_bytes()),
+        (format!("{}/{}", entry::FOLDER, contents.entry), contents.uki),
+    ]
+    .map(|(path, data)| (path, data.to_vec()));
+    for folder in ["EFI", "EFI/BOOT", "EFI/systemd", entry::FOLDER, "loader"] {
+        fs.root_dir().create_dir(folder).with_context(|| format!("make {folder} on the ESP"))?;
+    }
+    for (path, data) in &files {
+        let mut file = fs.root_dir().create_file(path).with_context(|| format!("make {path} on the ESP"))?;
+        file.write_all(data)
+            .and_then(|()| file.flush())
+            .with_context(|| format!("write {path} ({} KiB) on the ESP", data.len() >> 10))?;
+    }
+    // Counting makes the library write the number of free clusters, which firmware may trust.
+    fs.stats().context("count free clusters of the ESP")?;
+    fs.unmount().context("finish the ESP")
+}
+
+/// Settings of systemd-boot (`loader.conf(5)`). Without a seed file it writes nothing to the ESP.
+fn loader_conf(menu_s: u32) -> String {
+    format!("timeout {menu_s}\neditor no\nauto-entries no\nauto-firmware no\n")
+}
+
+/// FAT has local time and no zone; builds have no time at all.
+#[derive(Debug)]
+struct FixedTime;
+
+static FIXED_TIME: FixedTime = FixedTime;
+
+impl TimeProvider for FixedTime {
+    fn get_current_date(&self) -> Date {
+        Date { year: 1980, month: 1, day: 1 }
+    }
+    fn get_current_date_time(&self) -> DateTime {
+        DateTime { date: self.get_current_date(), time: Time { hour: 0, min: 0, sec: 0, millis: 0 } }
+    }
+}
+
+fn number(medium: &Sparse, at: u64, bytes: usize) -> u64 {
+    let mut value = [0; 8];
+    medium.read_at(at, &mut value[..bytes]);
+    u64::from_le_bytes(value)
+}
+
+fn cluster_bytes(medium: &Sparse) -> u64 {
+    number(medium, SECTORS_PER_CLUSTER, 1) * SECTOR
+}
+
+/// Byte at which a cluster stands; two tables come before the first, which has number 2.
+fn cluster_start(medium: &Sparse, cluster: u64) -> u64 {
+    let first = number(medium, RESERVED_SECTORS, 2) + 2 * number(medium, SECTORS_PER_FAT, 4);
+    first * SECTOR + (cluster - 2) * cluster_bytes(medium)
+}
+
+fn first_clusters_of_root_folders(medium: &Sparse) -> Vec<u64> {
+    let root = cluster_start(medium, 2);
+    (0..cluster_bytes(medium) / 32)
+        .map(|n| root + n * 32)
+        .filter(|at| number(medium, at + 11, 1) == u64::from(FOLDER_ATTRIBUTE))
+        .map(|at| number(medium, at + 20, 2) << 16 | number(medium, at + 26, 2))
+        .collect()
+}
+
+/// In `..` of a folder in the root, the cluster must be 0, whatever cluster the root has; the library writes the
+/// root's number, which some firmware follows wrongly.
+fn point_parent_to_root(medium: &mut Sparse, folder: u64) -> Result<()> {
+    let parent = cluster_start(medium, folder) + 32;
+    for field in [20, 26] {
+        medium.write_at(parent + field, &[0, 0]).context("complete folders of the ESP")?;
+    }
+    Ok(())
+}
+
+/// Writes where the partition starts, and keeps a whole copy of the boot sector and its FSInfo.
+fn complete_boot_sectors(medium: &mut Sparse, first_lba: u64) -> Result<()> {
+    let hidden = u32::try_from(first_lba).context("ESP lies beyond 2 TiB")?;
+    let mut sectors = [0; 2 * SECTOR as usize];
+    medium.write_at(HIDDEN_SECTORS, &hidden.to_le_bytes()).context("complete the ESP's boot sector")?;
+    medium.read_at(0, &mut sectors);
+    medium.write_at(BACKUP_SECTOR * SECTOR, &sectors).context("copy the ESP's boot sector")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn contents<'a>(uki: &'a [u8]) -> Contents<'a> {
+        Contents { arch: Arch::X86_64, boot_loader: b"loader", uki, entry: "1.0.0_0123abcd.efi", menu_s: 0 }
+    }
+
+    fn volume(mib: u64) -> Volume {
+        Volume { bytes: mib << 20, first_lba: 2048, id: 0x0123_4567 }
+    }
+
+    #[test]
+    fn files_read_back() {
+        let uki = vec![3u8; 5 << 20];
+        let medium = make(&contents(&uki), &volume(64)).unwrap();
+        let fs = FileSystem::new(medium, FsOptions::new()).unwrap();
+        let mut read = Vec::new();
+        fs.root_dir().open_file("EFI/Linux/1.0.0_0123abcd.efi").unwrap().read_to_end(&mut read).unwrap();
+        assert!(read == uki);
+        let mut conf = String::new();
+        fs.root_dir().open_file("loader/loader.conf").unwrap().read_to_string(&mut conf).unwrap();
+        assert_eq!(conf, "timeout 0\neditor no\nauto-entries no\nauto-firmware no\n");
+        assert!(fs.root_dir().open_file("EFI/BOOT/BOOTX64.EFI").is_ok());
+        assert!(fs.root_dir().open_file("EFI/systemd/systemd-bootx64.efi").is_ok());
+        assert_eq!(fs.volume_id(), 0x0123_4567);
+    }
+
+    #[test]
+    fn same_contents_same_bytes() {
+        let dump = || {
+            let medium = make(&contents(b"uki"), &volume(300)).unwrap();
+            let mut bytes = vec![0; medium.length() as usize];
+            medium.read_at(0, &mut bytes);
+            bytes
+        };
+        assert!(dump() == dump());
+    }
+
+    #[test]
+    fn too_large_and_too_small_say_so() {
+        let uki = vec![1u8; 40 << 20];
+        let error = format!("{:#}", make(&contents(&uki), &volume(40)).unwrap_err());
+        assert!(error.starts_with("write EFI/Linux/1.0.0_0123abcd.efi (40960 KiB) on the ESP: "), "{error}");
+        let error = make(&contents(b""), &volume(32)).unwrap_err().to_string();
+        assert_eq!(error, "ESP of 32 MiB is too small for FAT32, must be 36 MiB or more");
+    }
+}

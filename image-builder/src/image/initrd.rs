@@ -1,0 +1,192 @@
+//! The initial file system: Farhold's static init and the kernel modules it loads, as a zstd-packed cpio archive.
+//!
+//! Format: "newc" of the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`. The init reads
+//! [`MODULES_LIST`], one absolute path per line, in load order. Knows nothing of where the files come from.
+
+use anyhow::{Context, Result};
+use std::io::Write;
+
+/// Lists the modules in load order.
+pub const MODULES_LIST: &str = "/modules.list";
+/// Folder of the modules.
+const MODULES: &str = "lib/modules";
+/// Empty folders that the init mounts on.
+const FOLDERS: [&str; 8] = ["dev", "lib", MODULES, "proc", "run", "sys", "sysroot", "tmp"];
+/// An archive is packed once and sent to every site: time is cheaper than bytes.
+const ZSTD_LEVEL: i32 = 19;
+
+/// A kernel module as the initrd carries it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Name without folder and suffix, as `dm-verity`.
+    pub name: String,
+    /// The module, not compressed.
+    pub bytes: Vec<u8>,
+}
+
+/// Packs the init and the modules, which stand in load order.
+///
+/// # Errors
+/// If the archive cannot be compressed, or a file is 4 GiB or longer.
+pub fn pack(init: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
+    let encoder = zstd::stream::Encoder::new(Vec::new(), ZSTD_LEVEL).context("start zstd for the initrd")?;
+    let mut archive = Archive { out: encoder, written: 0, inode: 0 };
+    for folder in FOLDERS {
+        archive.entry(folder, Kind::Folder, &[])?;
+    }
+    archive.entry("dev/console", Kind::Console, &[])?;
+    archive.entry("init", Kind::Program, init)?;
+    let mut list = String::new();
+    for module in modules {
+        let path = format!("{MODULES}/{}.ko", module.name);
+        archive.entry(&path, Kind::File, &module.bytes)?;
+        list.push_str(&format!("/{path}\n"));
+    }
+    archive.entry(MODULES_LIST.trim_start_matches('/'), Kind::File, list.as_bytes())?;
+    archive.entry("TRAILER!!!", Kind::Trailer, &[])?;
+    archive.pad()?;
+    archive.out.finish().context("pack the initrd")
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Folder,
+    Program,
+    File,
+    /// `/dev/console`, so that the init has standard output before it mounts `/dev`.
+    Console,
+    Trailer,
+}
+
+impl Kind {
+    const fn mode(self) -> u32 {
+        match self {
+            Self::Folder => 0o040_755,
+            Self::Program => 0o100_755,
+            Self::File => 0o100_644,
+            Self::Console => 0o020_600,
+            Self::Trailer => 0,
+        }
+    }
+    const fn links(self) -> u32 {
+        match self {
+            Self::Folder => 2,
+            Self::Program | Self::File | Self::Console | Self::Trailer => 1,
+        }
+    }
+    /// Major and minor device number.
+    const fn device(self) -> [u32; 2] {
+        match self {
+            Self::Console => [5, 1],
+            Self::Folder | Self::Program | Self::File | Self::Trailer => [0, 0],
+        }
+    }
+}
+
+struct Archive<W: Write> {
+    out: W,
+    written: usize,
+    inode: u32,
+}
+
+impl<W: Write> Archive<W> {
+    fn entry(&mut self, name: &str, kind: Kind, contents: &[u8]) -> Result<()> {
+        let size = u32::try_from(contents.len()).with_context(|| format!("{name} is 4 GiB or longer"))?;
+        self.inode += 1;
+        let [major, minor] = kind.device();
+        let fields = [
+            self.inode,
+            kind.mode(),
+            0, // owner
+            0, // group
+            kind.links(),
+            0, // time of change: the same in every build
+            size,
+            0,
+            0,
+            major,
+            minor,
+            name.len() as u32 + 1,
+            0, // checksum, unused in this format
+        ];
+        let mut header = String::from("070701");
+        for field in fields {
+            header.push_str(&format!("{field:08X}"));
+        }
+        self.write(header.as_bytes())?;
+        self.write(name.as_bytes())?;
+        self.write(&[0])?;
+        self.pad()?;
+        self.write(contents)?;
+        self.pad()
+    }
+
+    fn pad(&mut self) -> Result<()> {
+        let missing = self.written.next_multiple_of(4) - self.written;
+        self.write(&[0; 4][..missing])
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.written += bytes.len();
+        self.out.write_all(bytes).context("pack the initrd")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(name: &str) -> Module {
+        Module { name: name.into(), bytes: vec![7; 4097] }
+    }
+
+    /// Reads an archive back: name, mode and contents of each entry.
+    fn unpack(packed: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
+        let bytes = zstd::stream::decode_all(packed).unwrap();
+        let mut entries = Vec::new();
+        let mut at = 0;
+        loop {
+            let field = |n: usize| {
+                let start = at + 6 + 8 * n;
+                u32::from_str_radix(std::str::from_utf8(&bytes[start..start + 8]).unwrap(), 16).unwrap()
+            };
+            assert_eq!(&bytes[at..at + 6], b"070701");
+            let (mode, size, name_size) = (field(1), field(6) as usize, field(11) as usize);
+            let name = String::from_utf8(bytes[at + 110..at + 110 + name_size - 1].to_vec()).unwrap();
+            let data = (at + 110 + name_size).next_multiple_of(4);
+            if name == "TRAILER!!!" {
+                return entries;
+            }
+            entries.push((name, mode, bytes[data..data + size].to_vec()));
+            at = (data + size).next_multiple_of(4);
+        }
+    }
+
+    #[test]
+    fn carries_init_modules_and_their_order() {
+        let packed = pack(b"program", &[module("dm-mod"), module("dm-verity")]).unwrap();
+        let entries = unpack(&packed);
+        let find = |name: &str| entries.iter().find(|e| e.0 == name).unwrap();
+        assert_eq!(find("init").1, 0o100_755);
+        assert_eq!(find("init").2, b"program");
+        assert_eq!(find("modules.list").2, b"/lib/modules/dm-mod.ko\n/lib/modules/dm-verity.ko\n");
+        assert_eq!(find("lib/modules/dm-verity.ko").2, vec![7; 4097]);
+        assert_eq!(find("dev/console").1, 0o020_600);
+    }
+
+    #[test]
+    fn folders_stand_before_what_is_in_them() {
+        let entries = unpack(&pack(b"x", &[module("erofs")]).unwrap());
+        for (n, (name, ..)) in entries.iter().enumerate() {
+            if let Some((folder, _)) = name.rsplit_once('/') {
+                assert!(entries[..n].iter().any(|e| e.0 == folder), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn same_input_same_bytes() {
+        let modules = [module("a"), module("b")];
+        assert_eq!(pack(b"x", &modules).unwrap(), pack(b"x", &modules).unwrap());
+    }
+}
