@@ -14,6 +14,7 @@ pub mod fetch;
 pub mod image;
 pub mod lock;
 pub mod mirror;
+pub mod pin;
 pub mod progress;
 pub mod resolved;
 pub mod rootfs;
