@@ -1,6 +1,8 @@
 //! Locks and assembles real Debian 13 images of both architectures from the mirror that this machine's apt sources or
 //! `FARHOLD_MIRROR` name. Slow and in need of a network the first time, so they run with `--ignored` only.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
+
 use formats::arch::Arch;
 use formats::device::DeviceProfile;
 use image_builder::fetch::{self, Want};
