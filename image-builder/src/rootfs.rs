@@ -46,7 +46,7 @@ pub struct Rootfs {
 }
 
 /// A package as the SBOM names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PackageFacts {
     /// Name.
     pub name: String,

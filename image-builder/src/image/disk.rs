@@ -4,7 +4,7 @@
 //! partitions is the caller's.
 
 use super::sparse::{self, Sparse};
-use super::verity::{as_uuid, derive};
+use super::verity::{derive, uuid_text};
 use anyhow::{Context, Result, anyhow, bail};
 use formats::arch::Arch;
 use formats::hex::Digest;
@@ -212,8 +212,7 @@ fn guid(purpose: &str, identity: Digest) -> String {
     let derived = derive(format!("farhold guid v1 {purpose}").as_bytes(), identity);
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&derived[..16]);
-    let hex = formats::hex::encode(&as_uuid(bytes));
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    uuid_text(bytes)
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ pub struct Area {
     pub roothash: Digest,
     /// Salt and block count, for the kernel command line.
     pub parameters: Parameters,
+    /// UUID in the superblock.
+    pub uuid: [u8; 16],
 }
 
 /// Salt and block count for an image of `bytes` bytes whose SHA-256 is `digest`.
@@ -55,9 +57,10 @@ pub fn write(
     let tree = builder.finish();
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&derive(b"farhold verity uuid v1", digest)[..16]);
-    out.write_all(&parameters.superblock(as_uuid(uuid))).context("write verity superblock")?;
+    let uuid = as_uuid(uuid);
+    out.write_all(&parameters.superblock(uuid)).context("write verity superblock")?;
     out.write_all(&tree.blocks).context("write verity hash tree")?;
-    Ok(Area { roothash: tree.roothash, parameters })
+    Ok(Area { roothash: tree.roothash, parameters, uuid })
 }
 
 /// SHA-256 over a purpose and a digest: independent values for each purpose.
@@ -73,6 +76,12 @@ pub fn as_uuid(mut bytes: [u8; 16]) -> [u8; 16] {
     bytes[6] = (bytes[6] & 0x0f) | 0x80;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     bytes
+}
+
+/// A UUID made of derived bytes, as text.
+pub fn uuid_text(bytes: [u8; 16]) -> String {
+    let hex = formats::hex::encode(&as_uuid(bytes));
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 #[cfg(test)]
