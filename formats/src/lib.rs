@@ -7,6 +7,10 @@
 //! - [`gpt`], [`dm`], [`efi`]: partition tables, device-mapper and UEFI variables, as bytes
 //! - [`bootargs`], [`entry`]: the signed kernel command line, names of boot entries on the ESP
 //! - [`boot`]: facts that the init and the early stage hand to the agent
+//! - [`object`]: bytes named by a hash, verified block by block
+//! - [`keys`], [`roles`]: who may sign what, and how that changes
+//! - [`frame`], [`manifest`]: what a release says, signed; [`document`] has the rules both kinds of CBOR document share
+//! - [`trust`]: what a device decides about an announcement
 //! - [`device`]: the profile as the device sees it
 //! - [`status`]: what the agent reports
 
@@ -15,10 +19,17 @@ pub mod boot;
 pub mod bootargs;
 pub mod device;
 pub mod dm;
+pub mod document;
 pub mod efi;
 pub mod entry;
+pub mod frame;
 pub mod gpt;
 pub mod hex;
+pub mod keys;
 pub mod layout;
+pub mod manifest;
+pub mod object;
+pub mod roles;
 pub mod status;
+pub mod trust;
 pub mod verity;
