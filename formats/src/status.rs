@@ -37,6 +37,9 @@ pub struct Status {
     pub state: Option<StateFacts>,
     /// Facts from the init, as it left them.
     pub boot: Option<BootFacts>,
+    /// Milliseconds since the kernel started when the early stage began and ended, where it ran.
+    #[serde(default)]
+    pub early_ms: Option<[u64; 2]>,
     /// systemd's view: `running`, `degraded`, `starting`…
     pub system: String,
     /// Units that failed.

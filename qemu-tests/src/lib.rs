@@ -1,1 +1,31 @@
-//! The lab: Farhold images in QEMU under real firmware, and what the tests and `farhold lab` share to drive them.
+//! The lab: Farhold images in QEMU under real UEFI firmware, and what the tests and `farhold lab` share to drive them.
+//!
+//! It drives the two programs from outside and knows of their insides only what `formats` says. From the bottom up:
+//!
+//! - [`qemu`]: which QEMU and firmware to use
+//! - [`machine`]: a virtual machine as a value, and the command line that makes it
+//! - [`disk`]: disk images seen and damaged from outside
+//! - [`process`], [`socket`], [`qmp`]: the running QEMU, its sockets, its control channel
+//! - [`vm`]: one machine in one folder: disks, firmware variables, start, wait
+//! - [`console`], [`status`], [`ssh`]: what the guest says, what the agent says, commands inside the guest
+//! - [`fault`]: power cuts, pauses, resets
+//! - [`boot`]: how far a boot has come, and what took how long
+//! - [`attach`]: a terminal joined to a console
+//! - [`site`]: one or more machines that outlive the command that started them
+//! - [`testing`]: what every test needs first
+
+pub mod attach;
+pub mod boot;
+pub mod console;
+pub mod disk;
+pub mod fault;
+pub mod machine;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod site;
+pub mod socket;
+pub mod ssh;
+pub mod status;
+pub mod testing;
+pub mod vm;

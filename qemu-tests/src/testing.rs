@@ -1,0 +1,104 @@
+//! What every test of a booted image needs first: the image, and a machine that ends with the test.
+
+use crate::disk::DiskImage;
+use crate::machine::Machine;
+use crate::ssh::free_port;
+use crate::vm::{BOOT_PATIENCE, Lifetime, Vm};
+use anyhow::{Context, Result};
+use formats::status::Status;
+use std::path::{Path, PathBuf};
+
+/// Variable with the folder that `farhold build --out` wrote.
+pub const IMAGE_VARIABLE: &str = "FARHOLD_TEST_IMAGE_DIR";
+/// Set, machines' folders stay after a test, for a look at their logs.
+const KEEP_VARIABLE: &str = "FARHOLD_LAB_KEEP";
+/// Room for the state partition to grow into.
+pub const DISK_BYTES: u64 = 6 << 30;
+
+/// The folder with the build under test.
+///
+/// # Errors
+/// If none is named, or it has no image.
+pub fn build_folder() -> Result<PathBuf> {
+    let folder = std::env::var_os(IMAGE_VARIABLE).with_context(|| {
+        format!("no image to test: `make test` builds one, or set {IMAGE_VARIABLE} to a `farhold build --out` folder")
+    })?;
+    let folder = PathBuf::from(folder);
+    let image = folder.join("disk.img");
+    if !image.is_file() {
+        anyhow::bail!("{IMAGE_VARIABLE} is {}, but it has no disk.img", folder.display());
+    }
+    Ok(folder)
+}
+
+/// A machine that is killed, and its folder removed, when the test is done with it.
+pub struct TestVm {
+    vm: Vm,
+    // Removed after the machine was ended: fields are dropped in this order, the machine in `drop` before.
+    folder: Option<tempfile::TempDir>,
+}
+
+impl TestVm {
+    /// A machine with the image under test on a disk of [`DISK_BYTES`], network and SSH; not started.
+    ///
+    /// # Errors
+    /// If there is no image or no QEMU.
+    pub fn create(name: &str) -> Result<Self> {
+        let image = build_folder()?.join("disk.img");
+        Self::create_with(name, &[&image], |_| {})
+    }
+
+    /// A machine with these images on its disks, after `change`; not started.
+    ///
+    /// # Errors
+    /// If an image is missing or there is no QEMU.
+    pub fn create_with(name: &str, images: &[&Path], change: impl FnOnce(&mut Machine)) -> Result<Self> {
+        let first = images.first().context("a machine needs a disk")?;
+        let mut machine = Machine::new(name, DiskImage::new(*first).arch()?);
+        machine.ssh_port = Some(free_port()?);
+        change(&mut machine);
+        let folder = tempfile::Builder::new().prefix("farhold-test-").tempdir()?;
+        let vm = Vm::create(&folder.path().join(name), &machine, images, Some(DISK_BYTES))?;
+        vm.make_key()?;
+        Ok(Self { vm, folder: Some(folder) })
+    }
+
+    /// Power on.
+    ///
+    /// # Errors
+    /// As [`Vm::start`].
+    pub fn power_on(&self) -> Result<()> {
+        self.vm.start(Lifetime::Attached)
+    }
+
+    /// Power on, and wait until the system has settled.
+    ///
+    /// # Errors
+    /// As [`Vm::start`] and [`Vm::follow_boot`].
+    pub fn boot(&self) -> Result<Status> {
+        self.power_on()?;
+        let (status, wall) = self.vm.follow_boot(BOOT_PATIENCE, |_, _| {})?;
+        eprintln!("settled {:.1} s after power-on", wall.as_secs_f64());
+        Ok(status)
+    }
+}
+
+impl std::ops::Deref for TestVm {
+    type Target = Vm;
+    fn deref(&self) -> &Vm {
+        &self.vm
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        if let Err(error) = self.vm.cut() {
+            eprintln!("{error:#}");
+        }
+        if std::env::var_os(KEEP_VARIABLE).is_some()
+            && let Some(folder) = self.folder.take()
+        {
+            eprintln!("kept {}", folder.keep().display());
+        }
+    }
+}
