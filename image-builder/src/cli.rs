@@ -15,12 +15,14 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Cache(cmd::cache::CacheCmd),
+    Lab(cmd::lab::LabCmd),
 }
 
 /// Runs the command line of this process; errors go to standard error as one chain.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Cache(cache) => cache.run(),
+        Command::Lab(lab) => lab.run(),
     };
     match done {
         Ok(code) => code,

@@ -54,14 +54,20 @@ fn words(node: &Node) -> String {
     let Some(status) = &node.status else {
         return format!("{head}\n  the agent does not answer (yet); `farhold lab console` shows the boot\n");
     };
-    let mut out = format!("{head}\n  agent      {}, {} KiB\n", text(&status.agent), status.agent_rss_bytes >> 10);
+    let mut out =
+        format!("{head}\n  agent      {}, {} KiB\n", text(&status.agent), status.agent_rss_bytes >> 10);
     out.push_str(&format!("  system     {}", status.system));
     match status.failed_units.as_slice() {
         [] => out.push('\n'),
         failed => out.push_str(&format!(", failed: {}\n", failed.join(", "))),
     }
     if let Some(seen) = &status.observed {
-        out.push_str(&format!("  runs       {} in slot {}, roothash {}\n", seen.version, seen.slot, seen.roothash.short()));
+        out.push_str(&format!(
+            "  runs       {} in slot {}, roothash {}\n",
+            seen.version,
+            seen.slot,
+            seen.roothash.short()
+        ));
     }
     out.push_str(&format!("  device     {} (machine-id {})\n", status.node, status.machine_id));
     if let Some(state) = &status.state {
@@ -73,7 +79,10 @@ fn words(node: &Node) -> String {
             Severity::Warning => "warning",
             Severity::Info => "info",
         };
-        out.push_str(&format!("  {severity:10} {}: {} Next: {}\n", finding.code, finding.message, finding.next));
+        out.push_str(&format!(
+            "  {severity:10} {}: {} Next: {}\n",
+            finding.code, finding.message, finding.next
+        ));
     }
     out
 }

@@ -131,7 +131,8 @@ impl UpCmd {
         for artefact in &self.artefact {
             command.args(["--artefact", artefact]);
         }
-        let given = |name: &str| self.artefact.iter().any(|a| a.split_once('=').is_some_and(|(n, _)| n == name));
+        let given =
+            |name: &str| self.artefact.iter().any(|a| a.split_once('=').is_some_and(|(n, _)| n == name));
         for name in BESIDE.into_iter().filter(|name| !given(name)) {
             let path = std::env::current_exe().ok().map(|own| own.with_file_name(name));
             if let Some(path) = path.filter(|path| path.is_file()) {
