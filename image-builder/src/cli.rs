@@ -16,6 +16,7 @@ struct Cli {
 enum Command {
     Cache(cmd::cache::CacheCmd),
     Lab(cmd::lab::LabCmd),
+    Tools(cmd::tools::ToolsCmd),
 }
 
 /// Runs the command line of this process; errors go to standard error as one chain.
@@ -23,6 +24,7 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Cache(cache) => cache.run(),
         Command::Lab(lab) => lab.run(),
+        Command::Tools(tools) => tools.run(),
     };
     match done {
         Ok(code) => code,

@@ -159,6 +159,16 @@ impl Store {
         Some(self.root.join("derived").join(kind).join(key.to_string())).filter(|path| path.is_dir())
     }
 
+    /// Writes a small file that may be replaced later, whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn note(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let mut file = NamedTempFile::new_in(self.root.join("scratch")).with_context(|| self.full())?;
+        file.write_all(bytes).and_then(|()| file.as_file().sync_all()).with_context(|| self.full())?;
+        file.persist(path).map(drop).with_context(|| self.full())
+    }
+
     /// A scratch folder on the cache's file system, removed when dropped.
     ///
     /// # Errors

@@ -1,0 +1,123 @@
+//! `farhold tools`: the programs that make and boot images, from pinned packages.
+
+use crate::fetch::{self, Want};
+use crate::lock::{Lock, LockedTools};
+use crate::mirror::{MirrorOptions, Mirrors};
+use crate::pin::Pinner;
+use crate::progress::Progress;
+use crate::store::Store;
+use crate::tools::{Purpose, ToolsRoot};
+use anyhow::{Context, Result, anyhow};
+use formats::arch::Arch;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Prepares the programs that make images, or QEMU and firmware for the lab, and prints their folder.
+///
+/// Nothing is installed on this machine: packages are unpacked in the cache.
+#[derive(clap::Args)]
+pub struct ToolsCmd {
+    /// QEMU and firmware instead of the programs that make images.
+    #[arg(long)]
+    lab: bool,
+    /// The lock whose tools for making images are wanted; without it, the newest.
+    #[arg(long, value_name = "FILE", conflicts_with = "lab")]
+    lock: Option<PathBuf>,
+    /// Look for newer packages than those used last.
+    #[arg(long)]
+    update: bool,
+    /// A folder of packages that is looked into before any network.
+    #[arg(long = "store", value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    #[command(flatten)]
+    mirrors: MirrorOptions,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl ToolsCmd {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// If the packages cannot be resolved, had or unpacked.
+    pub fn run(&self) -> Result<ExitCode> {
+        let store = Store::from_environment()?;
+        let progress = Progress::stderr();
+        let root = match &self.lock {
+            Some(path) => {
+                let tools = locked(path)?;
+                fetch::fetch(&store, &Want::tools(&tools)?, &self.folders, &progress)?;
+                ToolsRoot::open(&store, Purpose::Build, &tools.packages, &progress)?
+            }
+            None => {
+                let purpose = if self.lab { Purpose::Lab } else { Purpose::Build };
+                let newest = Newest { store: &store, mirrors: &self.mirrors, folders: &self.folders };
+                newest.open(purpose, self.update, &progress)?
+            }
+        };
+        if self.json {
+            println!("{}", serde_json::json!({ "path": root.path() }));
+        } else {
+            println!("{}", root.path().display());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn locked(path: &Path) -> Result<LockedTools> {
+    let host = Arch::host().ok_or_else(|| anyhow!("no tools for a {} machine", std::env::consts::ARCH))?;
+    let lock = Lock::read(path)?;
+    let tools = lock.tools.get(&host).cloned();
+    tools.ok_or_else(|| {
+        anyhow!(
+            "{} has no tools for a machine of architecture {host}: run `farhold lock` on one",
+            path.display()
+        )
+    })
+}
+
+/// Tools that no lock pins: the newest when they were first asked for, the same ones from then on.
+pub struct Newest<'a> {
+    /// The cache.
+    pub store: &'a Store,
+    /// Where packages are looked for.
+    pub mirrors: &'a MirrorOptions,
+    /// Folders that are looked into before any network.
+    pub folders: &'a [PathBuf],
+}
+
+impl Newest<'_> {
+    /// Opens the tools used last, or with `update` or if there are none, the newest.
+    ///
+    /// # Errors
+    /// If the packages cannot be resolved, had or unpacked.
+    pub fn open(&self, purpose: Purpose, update: bool, progress: &Progress) -> Result<ToolsRoot> {
+        let note = self.store.root().join(format!("tools-{}.json", purpose.name()));
+        let last =
+            std::fs::read(&note).ok().and_then(|bytes| serde_json::from_slice::<LockedTools>(&bytes).ok());
+        let tools = match last.filter(|_| !update) {
+            Some(tools) => tools,
+            None => self.resolve(purpose, progress)?,
+        };
+        fetch::fetch(self.store, &Want::tools(&tools)?, self.folders, progress)?;
+        let root = ToolsRoot::open(self.store, purpose, &tools.packages, progress)?;
+        self.store.note(&note, &serde_json::to_vec(&tools)?)?;
+        Ok(root)
+    }
+
+    fn resolve(&self, purpose: Purpose, progress: &Progress) -> Result<LockedTools> {
+        let mirrors = Mirrors::find(self.mirrors, Path::new("/"))?;
+        let artefacts = BTreeMap::new();
+        let pinner = Pinner {
+            store: self.store,
+            mirrors: &mirrors,
+            snapshot: false,
+            folders: self.folders,
+            artefacts: &artefacts,
+            progress,
+        };
+        pinner.tools(purpose).with_context(|| format!("resolve the {} tools", purpose.name()))
+    }
+}
