@@ -234,8 +234,42 @@ pub fn authenticate(frame: &[u8], root: &Root) -> Result<Verified, Refusal> {
     frame.verify(keys).map_err(|source| Refusal::Signatures { role, root_version: root.version, source })
 }
 
-/// Decides about a verified announcement. `clock_s` is a time that the operator's configuration trusts (a synchronised
-/// clock), if there is one; it can hold an ordinary release back, never a rescue, and changes nothing that is stored.
+/// Refuses an announcement for another product, board or processor.
+///
+/// # Errors
+/// [`Refusal::WrongTarget`].
+pub fn check_target(verified: &Verified, product: &str, board: &str, arch: Arch) -> Result<(), Refusal> {
+    if verified.announcement().target == target_tag(product, board, arch) {
+        return Ok(());
+    }
+    Err(Refusal::WrongTarget { product: product.to_owned(), board: board.to_owned(), arch })
+}
+
+/// Refuses an announcement for another channel.
+///
+/// # Errors
+/// [`Refusal::WrongChannel`].
+pub fn check_channel(verified: &Verified, follows: u8) -> Result<(), Refusal> {
+    let is = verified.announcement().channel;
+    if is == follows { Ok(()) } else { Err(Refusal::WrongChannel { is, follows }) }
+}
+
+/// Refuses an announcement for another site or device.
+///
+/// # Errors
+/// [`Refusal::WrongScope`].
+pub fn check_scope(verified: &Verified, site: Option<&str>, id: &str) -> Result<(), Refusal> {
+    let scope = verified.announcement().scope;
+    match scope {
+        Scope::All => Ok(()),
+        Scope::Site(_) if site.map(Scope::site) == Some(scope) => Ok(()),
+        Scope::Device(_) if Scope::device(id) == scope => Ok(()),
+        Scope::Site(_) => Err(Refusal::WrongScope("site")),
+        Scope::Device(_) => Err(Refusal::WrongScope("device")),
+    }
+}
+
+/// Decides about a verified announcement: is it for `device`, and what [`assess`] says.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -246,24 +280,37 @@ pub fn judge(
     watermark: TimeWatermark,
     clock_s: Option<u32>,
 ) -> Result<Verdict, Refusal> {
+    check_target(verified, device.product, device.board, device.arch)?;
+    check_channel(verified, device.channel)?;
+    check_scope(verified, device.site, device.id)?;
+    assess(verified, accepted, watermark, clock_s)
+}
+
+/// Decides whether an announcement is newer and fresh. `clock_s` is a time that the operator's configuration trusts (a
+/// synchronised clock), if there is one; it can hold an ordinary release back, never a rescue, and changes nothing that
+/// is stored.
+///
+/// # Errors
+/// [`Refusal::AgentTooOld`], [`Refusal::Rollback`], [`Refusal::Twin`].
+pub fn assess(
+    verified: &Verified,
+    accepted: Option<Accepted>,
+    watermark: TimeWatermark,
+    clock_s: Option<u32>,
+) -> Result<Verdict, Refusal> {
     let said = verified.announcement();
-    addressed(said, device)?;
     if said.min_agent_format > AGENT_FORMAT {
         return Err(Refusal::AgentTooOld { needs: said.min_agent_format });
     }
     let rank = Rank::of(said);
-    if let Some(accepted) = accepted {
-        if rank < accepted.rank {
-            return Err(Refusal::Rollback { is: rank, accepted });
-        }
-        if rank == accepted.rank {
-            return match accepted.manifest {
-                Some(known) if known != said.manifest => {
-                    Err(Refusal::Twin { rank, is: said.manifest, accepted: known })
-                }
-                Some(_) | None => Ok(Verdict::Known),
-            };
-        }
+    if let Some(accepted) = accepted.filter(|accepted| rank <= accepted.rank) {
+        return match accepted.manifest {
+            _ if rank < accepted.rank => Err(Refusal::Rollback { is: rank, accepted }),
+            Some(known) if known != said.manifest => {
+                Err(Refusal::Twin { rank, is: said.manifest, accepted: known })
+            }
+            Some(_) | None => Ok(Verdict::Known),
+        };
     }
     let now_s = watermark.seconds().max(clock_s.unwrap_or(0));
     let since_s = said.signed_s.saturating_add(u32::from(said.validity_h) * 3600);
@@ -271,26 +318,6 @@ pub fn judge(
         return Ok(Verdict::PossiblyFrozen { since_s });
     }
     Ok(Verdict::Newer)
-}
-
-fn addressed(said: &Announcement, device: &Device<'_>) -> Result<(), Refusal> {
-    if said.target != target_tag(device.product, device.board, device.arch) {
-        let (product, board) = (device.product.to_owned(), device.board.to_owned());
-        return Err(Refusal::WrongTarget { product, board, arch: device.arch });
-    }
-    if said.channel != device.channel {
-        return Err(Refusal::WrongChannel { is: said.channel, follows: device.channel });
-    }
-    let ours = match said.scope {
-        Scope::All => return Ok(()),
-        Scope::Site(_) => device.site.map(Scope::site),
-        Scope::Device(_) => Some(Scope::device(device.id)),
-    };
-    match said.scope {
-        scope if ours == Some(scope) => Ok(()),
-        Scope::Device(_) => Err(Refusal::WrongScope("device")),
-        Scope::Site(_) | Scope::All => Err(Refusal::WrongScope("site")),
-    }
 }
 
 /// Checks that `bytes` are the announced manifest, reads it, and compares what both say.

@@ -19,6 +19,7 @@ pub mod mirror;
 pub mod pin;
 pub mod plan;
 pub mod progress;
+pub mod release;
 pub mod resolved;
 pub mod rootfs;
 pub mod store;

@@ -1,0 +1,13 @@
+//! From a slot image, a UKI and keys to a signed release folder, and the check of one. Data flows downwards:
+//!
+//! - [`keys`]: private keys and root documents in a folder
+//! - [`make`]: image, UKI, boot files, keys ─▶ `announce`, `roots`, `objects/`
+//! - [`folder`]: names in a release folder, and reading it within limits
+//! - [`verify`]: a release folder ─▶ what a device would say about it
+//!
+//! The formats themselves are in the crate `formats` and `docs/formats.md`.
+
+pub mod folder;
+pub mod keys;
+pub mod make;
+pub mod verify;
