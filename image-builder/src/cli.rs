@@ -14,6 +14,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(cmd::check::CheckCmd),
+    Schema(cmd::schema::SchemaCmd),
     Cache(cmd::cache::CacheCmd),
     Lab(cmd::lab::LabCmd),
     Tools(cmd::tools::ToolsCmd),
@@ -22,6 +24,8 @@ enum Command {
 /// Runs the command line of this process; errors go to standard error as one chain.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Check(check) => check.run(),
+        Command::Schema(schema) => schema.run(),
         Command::Cache(cache) => cache.run(),
         Command::Lab(lab) => lab.run(),
         Command::Tools(tools) => tools.run(),

@@ -6,6 +6,7 @@
 //! ```
 
 pub mod apt;
+pub mod board;
 pub mod cli;
 pub mod cmd;
 pub mod deb;
@@ -13,16 +14,23 @@ pub mod erofs;
 pub mod execute;
 pub mod explain;
 pub mod fetch;
+pub mod files;
+pub mod finding;
 pub mod image;
 pub mod lock;
 pub mod mirror;
+pub mod pack;
 pub mod pin;
 pub mod plan;
+pub mod profile;
 pub mod progress;
 pub mod release;
 pub mod resolved;
 pub mod rootfs;
+pub mod settings;
 pub mod store;
+pub mod template;
 pub mod tools;
 pub mod tree;
 pub mod unpack;
+pub mod yaml;

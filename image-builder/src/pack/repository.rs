@@ -1,0 +1,116 @@
+//! Finds packs: `packs/<name>/<version>/pack.yaml` below a recipes folder, with their values, schema and files.
+
+use super::model::PackFile;
+use super::version;
+use crate::finding::{Finding, join, suggest};
+use crate::resolved::Debian;
+use crate::yaml;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A pack as read.
+#[derive(Clone, Debug)]
+pub struct Pack {
+    /// `pack.yaml`.
+    pub file: PackFile,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// `values.yaml`, an object.
+    pub values: Value,
+    /// `schema.json`, if there is one.
+    pub schema: Option<Value>,
+    /// What `debian` names.
+    pub debian: Option<Debian>,
+}
+
+/// All packs below a recipes folder, by name, versions in order.
+#[derive(Debug)]
+pub struct Repository {
+    folder: PathBuf,
+    versions: BTreeMap<String, Vec<String>>,
+}
+
+impl Repository {
+    /// Lists the packs below `recipes/packs`.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn open(recipes: &Path) -> Result<Self, Finding> {
+        let folder = recipes.join("packs");
+        let unreadable = |error: std::io::Error| {
+            let next = "give the folder that holds `packs` with --recipes or FARHOLD_RECIPES";
+            Finding::error(folder.display().to_string(), format!("cannot be read: {error}"), next)
+        };
+        let mut versions = BTreeMap::new();
+        for name in names(&folder).map_err(unreadable)? {
+            let mut found = names(&folder.join(&name)).map_err(unreadable)?;
+            found.retain(|version| folder.join(&name).join(version).join("pack.yaml").is_file());
+            found.sort_by(|a, b| version::compare(a, b));
+            versions.insert(name, found);
+        }
+        Ok(Self { folder, versions })
+    }
+
+    /// Versions of a pack, lowest first; none if there is no such pack.
+    pub fn versions(&self, name: &str) -> &[String] {
+        self.versions.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Reads a pack.
+    ///
+    /// # Errors
+    /// Unknown name or version with the nearest or the existing ones; files that cannot be read.
+    pub fn load(&self, name: &str, version: &str) -> Result<Pack, Finding> {
+        let Some(versions) = self.versions.get(name) else {
+            let known = self.versions.keys().map(String::as_str);
+            return Err(Finding::error("pack", format!("there is no pack `{name}`"), suggest(name, known)));
+        };
+        if !versions.iter().any(|there| there == version) {
+            let next = format!("versions of {name}: {}", join(versions.iter().map(String::as_str)));
+            return Err(Finding::error("version", format!("{name} has no version {version}"), next));
+        }
+        let folder = self.folder.join(name).join(version);
+        let file: PackFile = yaml::load(&folder.join("pack.yaml"))?;
+        if (file.name.as_str(), file.version.as_str()) != (name, version) {
+            return Err(Finding::error(
+                folder.join("pack.yaml").display().to_string(),
+                format!("says it is {} {}, but its folder is {name}/{version}", file.name, file.version),
+                "make them equal",
+            ));
+        }
+        let values = optional(&folder.join("values.yaml"), yaml::load)?;
+        let schema = optional(&folder.join("schema.json"), json)?;
+        let debian = match &file.debian {
+            Some(rules) => Some(yaml::load(&folder.join(rules))?),
+            None => None,
+        };
+        let values = values.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+        Ok(Pack { file, folder, values, schema, debian })
+    }
+}
+
+fn optional<T>(path: &Path, read: impl FnOnce(&Path) -> Result<T, Finding>) -> Result<Option<T>, Finding> {
+    if path.exists() { read(path).map(Some) } else { Ok(None) }
+}
+
+fn json(path: &Path) -> Result<Value, Finding> {
+    serde_json::from_str(&yaml::text(path)?).map_err(|error| {
+        Finding::error(path.display().to_string(), error.to_string(), "correct the JSON Schema")
+    })
+}
+
+fn names(folder: &Path) -> std::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir()
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}

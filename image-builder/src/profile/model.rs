@@ -1,0 +1,278 @@
+//! The profile file as types. Every struct refuses unknown keys; units stand in the names.
+
+use crate::pack::model::LayerKind;
+use crate::resolved::Disk;
+use formats::arch::Arch;
+use formats::device::{HaSettings, HealthCheck};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A profile.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Who it is.
+    pub metadata: Metadata,
+    /// Processors that images are made for.
+    #[schemars(with = "Vec<String>")]
+    pub arch: Vec<Arch>,
+    /// Board for each processor.
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub board: BTreeMap<Arch, String>,
+    /// Typed variables, used as `{{ vars.NAME }}` in values and settings, set with `--set NAME=VALUE`.
+    #[serde(default)]
+    pub variables: BTreeMap<String, Variable>,
+    /// Layers, from the operating system up.
+    pub layers: Vec<Layer>,
+    /// Checks that decide whether a boot is healthy.
+    #[serde(default)]
+    #[schemars(with = "Vec<serde_json::Value>")]
+    pub health: Vec<HealthCheck>,
+    /// Two-node settings; absent for a single node.
+    #[serde(default)]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub ha: Option<HaSettings>,
+    /// Accounts, network, time, logs.
+    #[serde(default)]
+    #[schemars(with = "Settings")]
+    pub settings: serde_json::Value,
+}
+
+/// Who a profile is.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Metadata {
+    /// Name, a-z, 0-9 and `-`.
+    pub name: String,
+    /// Version of the release that it makes, as `1.4.0`.
+    pub version: String,
+    /// Product that releases are matched against; the name if absent.
+    #[serde(default)]
+    pub product: Option<String>,
+    /// One or two sentences.
+    #[serde(default)]
+    pub description: String,
+}
+
+/// A variable.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Variable {
+    /// Type of its value.
+    #[serde(rename = "type")]
+    pub kind: VariableKind,
+    /// Value if none is set; a variable without one must be set.
+    #[serde(default)]
+    pub default: Option<serde_json::Value>,
+    /// Allowed values.
+    #[serde(default)]
+    pub one_of: Vec<serde_json::Value>,
+    /// What it is for.
+    #[serde(default)]
+    pub description: String,
+}
+
+/// Type of a variable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum VariableKind {
+    /// Any text.
+    String,
+    /// A whole number.
+    Number,
+    /// `true` or `false`.
+    Boolean,
+    /// A version, as `1.2.3`.
+    Version,
+    /// An IPv4 address.
+    Ipv4,
+    /// An IPv4 network, as `10.0.0.0/16`.
+    Ipv4cidr,
+    /// An IPv6 address.
+    Ipv6,
+    /// A line of `authorized_keys`, or empty.
+    SshKey,
+    /// A crypt(3) hash.
+    PasswordHash,
+    /// A list of texts; on the command line separated by commas.
+    List,
+}
+
+/// A layer: one pack with its values.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// What it is for.
+    pub layer: LayerKind,
+    /// Pack name.
+    pub pack: String,
+    /// Pack version.
+    pub version: String,
+    /// Values that differ from the pack's.
+    #[serde(default)]
+    pub values: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Layer {
+    /// The layer as findings name it.
+    pub fn label(&self) -> String {
+        format!("{} {} {}", self.layer.name(), self.pack, self.version)
+    }
+}
+
+/// The `settings` of a profile, read after variables are filled in.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Host name; `%` stands for the first eight digits of the machine's id.
+    pub hostname: Option<String>,
+    /// People with an account.
+    pub users: Vec<UserSettings>,
+    /// Network interfaces; DHCP on every wired one if empty.
+    pub networks: Vec<Network>,
+    /// Proxy for everything that honours it.
+    pub proxy: Option<Proxy>,
+    /// Time servers.
+    pub ntp: Vec<String>,
+    /// CA certificates to trust: PEM texts.
+    pub ca_certificates: Vec<String>,
+    /// Mirrors by registry name, as `docker.io: [https://mirror.site.example]`.
+    pub registry_mirrors: BTreeMap<String, Vec<String>>,
+    /// Limits of logs.
+    pub logs: Logs,
+    /// Time zone, as `Europe/Oslo`; UTC if absent.
+    pub timezone: Option<String>,
+    /// Words for the kernel command line.
+    pub kernel_args: Vec<String>,
+    /// Partition sizes.
+    #[schemars(with = "BTreeMap<String, u64>")]
+    pub disk: Disk,
+}
+
+/// A person with an account.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UserSettings {
+    /// Login name.
+    pub name: String,
+    /// Supplementary groups.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Login shell.
+    #[serde(default = "bash")]
+    pub shell: String,
+    /// crypt(3) hash; none locks the password.
+    #[serde(default)]
+    pub password_hash: Option<String>,
+    /// Lines of `authorized_keys`; empty ones are dropped.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+}
+
+fn bash() -> String {
+    "/bin/bash".into()
+}
+
+/// One network interface.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Interface name or shell pattern, as `en*`.
+    #[serde(default)]
+    pub interface: Option<String>,
+    /// Hardware address, instead of a name.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// Ask by DHCP; default if no address is given.
+    #[serde(default)]
+    pub dhcp: Option<bool>,
+    /// Addresses with prefix length, IPv4 or IPv6.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Default routes.
+    #[serde(default)]
+    pub gateways: Vec<String>,
+    /// Name servers.
+    #[serde(default)]
+    pub dns: Vec<String>,
+    /// MTU, bytes.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// Preference of its routes, lower is better.
+    #[serde(default)]
+    pub metric: Option<u32>,
+    /// VLANs on it.
+    #[serde(default)]
+    pub vlans: Vec<Vlan>,
+    /// Wi-Fi; adds the package `wpasupplicant`.
+    #[serde(default)]
+    pub wifi: Option<Wifi>,
+    /// Cellular modem; adds the package `modemmanager`.
+    #[serde(default)]
+    pub modem: Option<Modem>,
+}
+
+/// A VLAN.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Vlan {
+    /// Number, 1 to 4094.
+    pub id: u16,
+    /// Addresses with prefix length; DHCP if none.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Default routes.
+    #[serde(default)]
+    pub gateways: Vec<String>,
+}
+
+/// A Wi-Fi network.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Wifi {
+    /// Network name.
+    pub ssid: String,
+    /// 64 hexadecimal digits, as `wpa_passphrase` derives them, so that no passphrase stands in the image.
+    pub psk: String,
+    /// Country, for allowed channels.
+    pub country: String,
+}
+
+/// A cellular connection.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Modem {
+    /// Access point name.
+    pub apn: String,
+}
+
+/// Proxy addresses.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Proxy {
+    /// For HTTP.
+    pub http: Option<String>,
+    /// For HTTPS.
+    pub https: Option<String>,
+    /// Hosts and networks reached directly.
+    pub no_proxy: Vec<String>,
+}
+
+/// Limits of logs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logs {
+    /// Journal on disk, MiB.
+    pub journal_mib: u32,
+    /// One container's log file, MiB.
+    pub container_mib: u32,
+    /// Log files kept for one container.
+    pub container_files: u32,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { journal_mib: 256, container_mib: 10, container_files: 3 }
+    }
+}
