@@ -139,3 +139,90 @@ fn excluded(path: &str, debian: &Debian) -> bool {
     let hit = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, path));
     hit(&debian.exclude) && !hit(&debian.keep)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::unpack::Index;
+    use std::path::Path;
+
+    /// A package with these control files and paths; contents are not read.
+    pub fn package(name: &str, control: &[(&str, &str)], paths: &[&str]) -> Package {
+        let locked = LockedPackage {
+            name: name.into(),
+            version: "1-1".into(),
+            architecture: "amd64".into(),
+            source: None,
+            mirror: "archive".into(),
+            path: format!("pool/{name}.deb"),
+            size: 1,
+            sha256: "0".repeat(64),
+        };
+        let item = |path: &&str| Item {
+            path: (*path).to_owned(),
+            node: ItemNode::File(0, 1),
+            mode: 0o644,
+            user: "root".into(),
+            group: "root".into(),
+        };
+        let index = Index {
+            control: control.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect(),
+            items: paths.iter().map(item).collect(),
+            ..Index::default()
+        };
+        let unpacked = Unpacked { index, contents: Arc::from(Path::new("/contents")) };
+        Package::all(&[locked], vec![unpacked]).remove(0)
+    }
+
+    pub fn debian() -> Debian {
+        Debian {
+            suites: Vec::new(),
+            components: Vec::new(),
+            exclude: vec!["/usr/share/doc/*".into()],
+            keep: vec!["/usr/share/doc/*/copyright".into()],
+            scripts: BTreeMap::new(),
+            absent: BTreeMap::new(),
+        }
+    }
+
+    fn applied(packages: &[Package]) -> Result<Tree> {
+        let mut tree = Tree::new(&"farhold".into());
+        apply(&mut tree, packages, &debian())?;
+        Ok(tree)
+    }
+
+    #[test]
+    fn a_path_of_two_packages_names_both() {
+        let a = package("a", &[], &["/usr/bin/x", "/usr/bin/y"]);
+        let b = package("b", &[], &["/bin/x", "/usr/bin/y"]);
+        assert_eq!(
+            applied(&[b, a]).unwrap_err().to_string(),
+            "packages own the same path; leave one of each pair out:\n  /usr/bin/x is in a and in b\n  \
+             /usr/bin/y is in a and in b"
+        );
+    }
+
+    #[test]
+    fn a_declared_replacement_wins_in_either_order() {
+        for replacing in ["a", "b"] {
+            let control = |name: &str, other: &str| {
+                let replaces =
+                    if name == replacing { format!("Replaces: {other} (<< 2), z\n") } else { String::new() };
+                format!("Package: {name}\n{replaces}")
+            };
+            let a = package("a", &[("control", &control("a", "b"))], &["/usr/bin/x"]);
+            let b = package("b", &[("control", &control("b", "a"))], &["/usr/bin/x"]);
+            let tree = applied(&[a, b]).unwrap();
+            assert_eq!(&*tree.get("/usr/bin/x").unwrap().origin, replacing);
+        }
+    }
+
+    #[test]
+    fn excluded_paths_stay_out_unless_kept() {
+        let a =
+            package("a", &[], &["/usr/share/doc/a/copyright", "/usr/share/doc/a/changelog.gz", "/usr/bin/a"]);
+        let tree = applied(&[a]).unwrap();
+        assert!(tree.get("/usr/share/doc/a/copyright").is_some() && tree.get("/usr/bin/a").is_some());
+        assert!(tree.get("/usr/share/doc/a/changelog.gz").is_none());
+    }
+}

@@ -334,4 +334,28 @@ mod tests {
         assert_eq!(rule_for("linux-image-6.12", &rules).unwrap().because, "a");
         assert!(rule_for("linux-base", &rules).is_none());
     }
+
+    #[test]
+    fn every_uncovered_script_is_named_at_once() {
+        use super::super::packages::tests::{debian, package};
+        let long = "#!/bin/sh\nset -e\none\ntwo\nthree\nfour\nfive\nsix\n";
+        let packages = [
+            package("a", &[("postinst", long), ("prerm", "#!/bin/sh\nnever run\n")], &[]),
+            package("b", &[("preinst", "#!/bin/sh\nrm -rf /x\n")], &[]),
+            package("c", &[("postinst", "#!/bin/sh\nset -e\nexit 0\n")], &[]),
+        ];
+        let mut debian = debian();
+        let error = plan(&packages, &debian).err().unwrap().to_string();
+        assert_eq!(
+            error,
+            "2 maintainer scripts do what no rule covers; say under `scripts` of the os pack what stands in for each \
+             (`because`, `steps`):\n  a 1-1, postinst:\n      one\n      two\n      three\n      four\n      \
+             (and 2 lines)\n  b 1-1, preinst:\n      rm -rf /x"
+        );
+        for name in ["a", "b"] {
+            let rule = ScriptRule { because: "tested".into(), steps: Vec::new() };
+            debian.scripts.insert(name.into(), rule);
+        }
+        plan(&packages, &debian).unwrap();
+    }
 }
