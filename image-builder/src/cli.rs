@@ -17,8 +17,11 @@ enum Command {
     Check(cmd::check::CheckCmd),
     Schema(cmd::schema::SchemaCmd),
     Cache(cmd::cache::CacheCmd),
+    Keys(cmd::keys::KeysCmd),
     Lab(cmd::lab::LabCmd),
+    Sign(cmd::sign::SignCmd),
     Tools(cmd::tools::ToolsCmd),
+    Verify(cmd::verify::VerifyCmd),
 }
 
 /// Runs the command line of this process; errors go to standard error as one chain.
@@ -27,8 +30,11 @@ pub fn main() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Schema(schema) => schema.run(),
         Command::Cache(cache) => cache.run(),
+        Command::Keys(keys) => keys.run(),
         Command::Lab(lab) => lab.run(),
+        Command::Sign(sign) => sign.run(),
         Command::Tools(tools) => tools.run(),
+        Command::Verify(verify) => verify.run(),
     };
     match done {
         Ok(code) => code,

@@ -2,6 +2,9 @@
 
 pub mod cache;
 pub mod check;
+pub mod keys;
 pub mod lab;
 pub mod schema;
+pub mod sign;
 pub mod tools;
+pub mod verify;

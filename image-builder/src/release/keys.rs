@@ -191,7 +191,7 @@ impl KeyFolder {
             ignored: Default::default(),
         };
         let mut signed = SignedRoot::unsigned(root);
-        sign_root(&mut signed, roots.iter())?;
+        sign_root(&mut signed, roots.iter().take(counts.root_threshold.into()))?;
         let chain = Chain::new(vec![signed])?;
         chain.verify().context("check the new root document")?;
         write_new(&staged.path().join(ROOTS), &chain.encode(), 0o644)?;
