@@ -206,12 +206,7 @@ fn show(path: &Path, as_json: bool) -> Result<()> {
         );
         return Ok(());
     }
-    println!(
-        "root version {} of {} in {}",
-        root.version,
-        chain.documents().len(),
-        path.join(ROOTS).display()
-    );
+    println!("root version {} of {} in {}", root.version, chain.documents().len(), file.display());
     match trusted {
         Ok(_) => println!("complete: signed by enough root keys"),
         Err(error) => println!("NOT complete: {:#}", anyhow!(error)),
