@@ -13,8 +13,11 @@ use std::io::Write;
 const SECTOR: u64 = 512;
 /// Smallest FAT32 with 512-byte clusters: 65 525 of them, plus tables.
 pub const MIN_BYTES: u64 = 36 << 20;
-/// From this size on 4 KiB clusters still make 65 525 of them, which FAT32 needs.
-const LARGE_CLUSTERS_FROM: u64 = 260 << 20;
+/// FAT32 has 65 525 clusters or more; this many leave room for its tables.
+const MIN_CLUSTERS: u64 = 66_600;
+const MAX_CLUSTER: u64 = 4096;
+/// Bytes of an entry of a folder.
+const ENTRY: usize = 32;
 const LABEL: &[u8; 11] = b"FARHOLD-ESP";
 /// Boot sector: sectors before the volume.
 const HIDDEN_SECTORS: u64 = 0x1c;
@@ -27,6 +30,8 @@ const SECTORS_PER_CLUSTER: u64 = 0x0d;
 /// Sector of the copy of boot sector and FSInfo.
 const BACKUP_SECTOR: u64 = 6;
 const FOLDER_ATTRIBUTE: u8 = 0x10;
+const LONG_NAME_ATTRIBUTE: u8 = 0x0f;
+const ROOT_CLUSTER: u64 = 2;
 
 /// What stands on the ESP.
 #[derive(Clone, Copy, Debug)]
@@ -72,18 +77,21 @@ pub fn make(contents: &Contents, volume: &Volume) -> Result<Sparse> {
         );
     }
     let mut medium = Sparse::new(volume.bytes);
-    let cluster = if volume.bytes < LARGE_CLUSTERS_FROM { 512 } else { 4096 };
+    let mut cluster = MAX_CLUSTER;
+    while cluster > SECTOR && volume.bytes / cluster < MIN_CLUSTERS {
+        cluster /= 2;
+    }
     let options = FormatVolumeOptions::new()
         .fat_type(FatType::Fat32)
-        .bytes_per_cluster(cluster)
+        .bytes_per_cluster(cluster as u32)
         .volume_id(volume.id)
         .volume_label(*LABEL);
     fatfs::format_volume(&mut medium, options).context("make the ESP's file system")?;
     std::io::Seek::rewind(&mut medium).context("make the ESP's file system")?;
     fill(&mut medium, contents)?;
-    let root_folders = first_clusters_of_root_folders(&medium);
-    for folder in root_folders {
-        point_parent_to_root(&mut medium, folder)?;
+    let cluster = cluster as usize;
+    for folder in subfolders(&medium, ROOT_CLUSTER, cluster) {
+        tidy(&mut medium, folder, 0, cluster)?;
     }
     complete_boot_sectors(&mut medium, volume.first_lba)?;
     std::io::Seek::rewind(&mut medium).context("finish the ESP")?;
@@ -141,31 +149,47 @@ fn number(medium: &Sparse, at: u64, bytes: usize) -> u64 {
     u64::from_le_bytes(value)
 }
 
-fn cluster_bytes(medium: &Sparse) -> u64 {
-    number(medium, SECTORS_PER_CLUSTER, 1) * SECTOR
-}
-
 /// Byte at which a cluster stands; two tables come before the first, which has number 2.
 fn cluster_start(medium: &Sparse, cluster: u64) -> u64 {
     let first = number(medium, RESERVED_SECTORS, 2) + 2 * number(medium, SECTORS_PER_FAT, 4);
-    first * SECTOR + (cluster - 2) * cluster_bytes(medium)
+    first * SECTOR + (cluster - ROOT_CLUSTER) * number(medium, SECTORS_PER_CLUSTER, 1) * SECTOR
 }
 
-fn first_clusters_of_root_folders(medium: &Sparse) -> Vec<u64> {
-    let root = cluster_start(medium, 2);
-    (0..cluster_bytes(medium) / 32)
-        .map(|n| root + n * 32)
+/// First clusters of the folders in a folder, which has one cluster: nothing here has more than a dozen entries.
+fn subfolders(medium: &Sparse, folder: u64, cluster: usize) -> Vec<u64> {
+    let start = cluster_start(medium, folder);
+    (0..cluster as u64 / ENTRY as u64)
+        .map(|n| start + n * ENTRY as u64)
         .filter(|at| number(medium, at + 11, 1) == u64::from(FOLDER_ATTRIBUTE))
+        .filter(|at| number(medium, *at, 1) != u64::from(b'.'))
         .map(|at| number(medium, at + 20, 2) << 16 | number(medium, at + 26, 2))
         .collect()
 }
 
-/// In `..` of a folder in the root, the cluster must be 0, whatever cluster the root has; the library writes the
-/// root's number, which some firmware follows wrongly.
-fn point_parent_to_root(medium: &mut Sparse, folder: u64) -> Result<()> {
-    let parent = cluster_start(medium, folder) + 32;
-    for field in [20, 26] {
-        medium.write_at(parent + field, &[0, 0]).context("complete folders of the ESP")?;
+/// Puts right what the library does to `.` and `..` of each folder: they must be its first two entries, without
+/// long names, and `..` must name cluster 0 where the parent is the root. Firmware and `fsck` insist on it.
+fn tidy(medium: &mut Sparse, folder: u64, parent: u64, cluster: usize) -> Result<()> {
+    let start = cluster_start(medium, folder);
+    let mut old = vec![0; cluster];
+    medium.read_at(start, &mut old);
+    let is_dot_name = |n: &usize| {
+        let entry = &old[n * ENTRY..];
+        *n < 4 && entry[11] == LONG_NAME_ATTRIBUTE
+    };
+    let mut new: Vec<u8> = (0..cluster / ENTRY)
+        .filter(|n| !is_dot_name(n))
+        .flat_map(|n| old[n * ENTRY..(n + 1) * ENTRY].to_vec())
+        .collect();
+    new.resize(cluster, 0);
+    if !new.starts_with(b".          ") || !new[ENTRY..].starts_with(b"..         ") {
+        bail!("a folder of the new ESP does not start with `.` and `..`");
+    }
+    let parent_bytes = (parent as u32).to_le_bytes();
+    new[ENTRY + 20..ENTRY + 22].copy_from_slice(&parent_bytes[2..]);
+    new[ENTRY + 26..ENTRY + 28].copy_from_slice(&parent_bytes[..2]);
+    medium.write_at(start, &new).context("complete folders of the ESP")?;
+    for below in subfolders(medium, folder, cluster) {
+        tidy(medium, below, folder, cluster)?;
     }
     Ok(())
 }
