@@ -16,6 +16,9 @@ struct Cli {
 enum Command {
     Check(cmd::check::CheckCmd),
     Schema(cmd::schema::SchemaCmd),
+    Build(cmd::build::BuildCmd),
+    Plan(cmd::plan::PlanCmd),
+    Explain(cmd::plan::ExplainCmd),
     Cache(cmd::cache::CacheCmd),
     Keys(cmd::keys::KeysCmd),
     Lab(cmd::lab::LabCmd),
@@ -29,6 +32,9 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check(check) => check.run(),
         Command::Schema(schema) => schema.run(),
+        Command::Build(build) => build.run(),
+        Command::Plan(plan) => plan.run(),
+        Command::Explain(explain) => explain.run(),
         Command::Cache(cache) => cache.run(),
         Command::Keys(keys) => keys.run(),
         Command::Lab(lab) => lab.run(),

@@ -1,9 +1,11 @@
 //! Subcommands, one file each: a struct of options with `run`.
 
+pub mod build;
 pub mod cache;
 pub mod check;
 pub mod keys;
 pub mod lab;
+pub mod plan;
 pub mod schema;
 pub mod sign;
 pub mod tools;

@@ -4,14 +4,17 @@
 //! it was. What decides a step is `plan`'s business; how each is done is in [`steps`].
 
 pub mod output;
+pub mod record;
 pub mod report;
 mod steps;
 
 use crate::fetch::{self, Want};
+use crate::image::disk::Layout;
 use crate::image::secureboot::Keys;
 use crate::lock::{LockedArch, LockedTools};
 use crate::plan::{Plan, Step, StepName};
 use crate::progress::Progress;
+use crate::release::keys::KeyFolder;
 use crate::resolved::Resolved;
 use crate::rootfs::{self, Rootfs};
 use crate::store::Store;
@@ -34,6 +37,8 @@ pub struct Build<'a> {
     pub locked: &'a LockedArch,
     /// What is pinned for tools.
     pub tools: &'a LockedTools,
+    /// Keys for the release and its sequence number; without them there is none.
+    pub release: Option<&'a (KeyFolder, u32)>,
     /// The cache.
     pub store: &'a Store,
     /// What the caller asked for.
@@ -55,8 +60,6 @@ pub struct Options {
     pub offline: bool,
     /// Keys that sign boot files.
     pub secure_boot: Option<Keys>,
-    /// Folder of the keys that sign the release.
-    pub keys: Option<PathBuf>,
     /// Time of every file, seconds since 1970.
     pub epoch: u64,
 }
@@ -77,9 +80,17 @@ pub fn run(build: &Build<'_>, plan: &Plan) -> Result<Report> {
     worker.cached(StepName::Verity, steps::verity)?;
     worker.cached(StepName::Initrd, steps::initrd)?;
     worker.cached(StepName::Uki, steps::uki)?;
-    let mut report = Report::begin(build, plan)?;
-    worker.direct(StepName::Disk, |worker| steps::disk(worker, &folder, &mut report))?;
-    worker.direct(StepName::Release, |worker| steps::release(worker, &folder, &mut report))?;
+    let mut report = Report::begin(build, plan);
+    report.roothash = Some(steps::roothash(&worker)?);
+    let layout = steps::layout(&worker)?;
+    report.warnings.clone_from(&layout.warnings);
+    worker.disk(&folder, &layout, &mut report)?;
+    if build.release.is_some() {
+        worker.cached(StepName::Release, steps::release)?;
+        steps::place_release(&worker, &folder, &mut report)?;
+    } else {
+        report.warnings.push("no --keys: there is a disk image, but no release for devices".into());
+    }
     report.steps = worker.done;
     report.finish(started.elapsed());
     folder.publish(&report)?;
@@ -128,16 +139,26 @@ impl<'a> Worker<'a> {
                 .derive(name.name(), &key, |folder| make(self, folder))
                 .with_context(|| format!("step {name} ({})", name.makes()))?;
         }
+        record::add(store, self.build.resolved, self.plan, name)?;
         self.done.push(StepReport::new(name, key, was_cached, started.elapsed()));
         Ok(())
     }
 
-    /// A step whose output goes to the output folder.
-    fn direct(&mut self, name: StepName, make: impl FnOnce(&Worker<'a>) -> Result<bool>) -> Result<()> {
+    /// The disk image, which goes straight to the output folder.
+    fn disk(&mut self, folder: &Folder, layout: &Layout, report: &mut Report) -> Result<()> {
+        let (name, started) = (StepName::Disk, Instant::now());
         let key = self.step(name)?.key;
-        let started = Instant::now();
-        let was_cached = make(self).with_context(|| format!("step {name} ({})", name.makes()))?;
-        self.done.push(StepReport::new(name, key, was_cached, started.elapsed()));
+        let kept = folder.keep_disk(key)?;
+        let was_kept = kept.is_some();
+        report.files.push(match kept {
+            Some(known) => known,
+            None => steps::disk(self, folder, layout)
+                .with_context(|| format!("step {name} ({})", name.makes()))?,
+        });
+        if !was_kept {
+            record::add(self.build.store, self.build.resolved, self.plan, name)?;
+        }
+        self.done.push(StepReport::new(name, key, was_kept, started.elapsed()));
         Ok(())
     }
 

@@ -69,7 +69,7 @@ impl Explained {
         let state = match (self.cached, self.known, self.changes.len()) {
             (true, ..) => "cached".into(),
             (false, false, _) => "stale: not built before with this cache".into(),
-            (false, true, 0) => "stale: its output is no longer in the cache".into(),
+            (false, true, 0) => "stale: its output is not there any more".into(),
             (false, true, 1) => "stale: 1 input changed".into(),
             (false, true, n) => format!("stale: {n} inputs changed"),
         };
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn an_output_that_was_removed_is_told_from_a_change() {
-        assert!(explained(&[("a", "1")], &[("a", "1")], false).summary().ends_with("no longer in the cache"));
+        assert!(explained(&[("a", "1")], &[("a", "1")], false).summary().ends_with("not there any more"));
         assert!(explained(&[("a", "1")], &[("a", "1")], true).summary().ends_with("cached"));
     }
 }

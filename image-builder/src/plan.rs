@@ -111,8 +111,17 @@ pub struct Facts<'a> {
     pub epoch: u64,
     /// SHA-256 of the Secure Boot certificate, if the boot files are signed.
     pub secure_boot: Option<Digest>,
-    /// SHA-256 over the public release keys, if the release is signed.
-    pub release_keys: Option<Digest>,
+    /// Who signs the release, if there is one.
+    pub release: Option<ReleaseFacts>,
+}
+
+/// What decides a release besides its contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReleaseFacts {
+    /// SHA-256 of the chain of root documents, which names the keys.
+    pub roots: Digest,
+    /// Sequence number.
+    pub sequence: u32,
 }
 
 /// Makes the plan.
@@ -240,9 +249,12 @@ fn disk(facts: &Facts<'_>) -> Inputs {
 }
 
 fn release(facts: &Facts<'_>) -> Inputs {
+    let sequence = facts.release.map_or("none".into(), |release| release.sequence.to_string());
     Inputs::from([
-        ("release keys".into(), text(facts.release_keys)),
+        ("release keys".into(), text(facts.release.map(|release| release.roots))),
+        ("sequence".into(), sequence),
         ("device profile".into(), digest(&facts.resolved.device)),
+        ("SOURCE_DATE_EPOCH".into(), facts.epoch.to_string()),
     ])
 }
 

@@ -149,7 +149,6 @@ impl Machine {
             artefacts: BTreeMap::from([("farhold-init".into(), self.packages.init.clone())]),
             offline: true,
             secure_boot: None,
-            keys: None,
             epoch: EPOCH,
         };
         let locked = &self.packages.lock.arch[&resolved.arch()];
@@ -162,11 +161,18 @@ impl Machine {
             builder: formats::hex::Digest([0; 32]),
             epoch: EPOCH,
             secure_boot: None,
-            release_keys: None,
+            release: None,
         };
         let progress = Progress::quiet();
-        let build =
-            Build { resolved, locked, tools, store: &self.store, options: &options, progress: &progress };
+        let build = Build {
+            resolved,
+            locked,
+            tools,
+            release: None,
+            store: &self.store,
+            options: &options,
+            progress: &progress,
+        };
         execute::run(&build, &plan::plan(&facts))
     }
 

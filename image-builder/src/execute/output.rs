@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// The report in the folder; that it is there and readable shows that a folder is ours.
 pub const REPORT: &str = "build.json";
+/// The disk image in the folder.
+pub const DISK: &str = "disk.img";
 
 /// A folder in the making.
 pub struct Folder {
@@ -60,6 +62,20 @@ fn no_report(place: &Path) -> Result<Option<Report>> {
             ),
         },
     }
+}
+
+/// Whether the folder at `place` has a disk image that the step with this key made, as it was left.
+///
+/// # Errors
+/// If the folder is not ours.
+pub fn has_disk(place: &Path, key: Digest) -> Result<bool> {
+    Ok(before(place)?.is_some_and(|report| disk_of(&report, place, key).is_some()))
+}
+
+fn disk_of(report: &Report, place: &Path, key: Digest) -> Option<FileReport> {
+    let same = report.steps.iter().any(|step| step.step == StepName::Disk && step.key == key);
+    let known = report.files.iter().find(|file| file.path == DISK && file.is_untouched(place));
+    known.filter(|_| same).cloned()
 }
 
 impl Folder {
@@ -144,18 +160,11 @@ impl Folder {
     /// # Errors
     /// If it cannot be linked.
     pub fn keep_disk(&self, key: Digest) -> Result<Option<FileReport>> {
-        const NAME: &str = "disk.img";
-        let Some(before) = &self.before else { return Ok(None) };
-        let same = before.steps.iter().any(|step| step.step == StepName::Disk && step.key == key);
-        let known = before.files.iter().find(|file| file.path == NAME && file.is_untouched(&self.place));
-        match known.filter(|_| same) {
-            Some(known) => {
-                fs::hard_link(self.place.join(NAME), self.path.join(NAME))
-                    .with_context(|| self.full(NAME))?;
-                Ok(Some(known.clone()))
-            }
-            None => Ok(None),
+        let known = self.before.as_ref().and_then(|before| disk_of(before, &self.place, key));
+        if known.is_some() {
+            fs::hard_link(self.place.join(DISK), self.path.join(DISK)).with_context(|| self.full(DISK))?;
         }
+        Ok(known)
     }
 
     /// Writes the report and puts the folder in its place; what was there before is removed afterwards.

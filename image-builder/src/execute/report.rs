@@ -103,9 +103,9 @@ fn mtime(meta: &fs::Metadata) -> i128 {
 
 impl Report {
     /// A report without files, steps and times.
-    pub fn begin(build: &Build<'_>, plan: &Plan) -> Result<Self> {
+    pub fn begin(build: &Build<'_>, plan: &Plan) -> Self {
         let device = &build.resolved.device;
-        Ok(Self {
+        Self {
             format: REPORT_FORMAT,
             profile: device.profile.clone(),
             product: device.product.clone(),
@@ -119,7 +119,7 @@ impl Report {
             warnings: Vec::new(),
             seconds: 0.0,
             peak_memory_bytes: 0,
-        })
+        }
     }
 
     /// Completes it.

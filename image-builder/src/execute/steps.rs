@@ -1,14 +1,15 @@
 //! How each step is done. Outputs carry their facts beside them as JSON, for the steps and reports after them.
 
 use super::Worker;
-use super::output::Folder;
-use super::report::{Report, hash_file};
+use super::output::{DISK, Folder};
+use super::report::{FileReport, Report, hash_file};
 use crate::erofs::{self, Identity};
 use crate::image::esp::{Contents, Volume};
 use crate::image::initrd::{self, Module};
 use crate::image::uki::{self, Parts};
 use crate::image::{disk, esp, secureboot, verity};
 use crate::plan::StepName;
+use crate::release::make::{self, Announce, BootFileInput, DEFAULT_LEVEL, ReleaseInput, SlotInput};
 use crate::resolved::Install;
 use crate::rootfs::{PackageFacts, Rootfs};
 use crate::tree::{Entry, Node};
@@ -16,15 +17,17 @@ use anyhow::{Context, Result, anyhow};
 use formats::bootargs::BootArgs;
 use formats::device::{DEVICE_PROFILE, DeviceProfile};
 use formats::entry::EntryName;
+use formats::frame::Scope;
 use formats::hex::{Digest, encode};
 use formats::layout::{LABEL_ESP, Slot};
+use formats::manifest::Needs;
 use formats::verity::Parameters;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Slot image in the output of step `root` and in releases.
 pub const ROOT: &str = "root.erofs";
@@ -34,6 +37,7 @@ const UKI: &str = "uki.efi";
 const BOOT_LOADER: &str = "systemd-boot.efi";
 const INITRD: &str = "initrd.cpio.zst";
 const KERNEL: &str = "vmlinuz";
+const RELEASE: &str = "release";
 const FACTS: &str = "facts.json";
 const OS_RELEASE: &str = "/usr/lib/os-release";
 const MAX_OS_RELEASE_BYTES: u64 = 64 << 10;
@@ -231,27 +235,29 @@ fn place_signed(worker: &Worker<'_>, program: &[u8], target: &Path) -> Result<()
     fs::remove_file(&unsigned).with_context(|| format!("remove {}", unsigned.display()))
 }
 
-/// Writes `disk.img`, or takes it from the folder that is replaced if nothing in it changed.
-pub fn disk(worker: &Worker<'_>, folder: &Folder, report: &mut Report) -> Result<bool> {
-    let (resolved, source) = (worker.build.resolved, worker.output(StepName::Uki)?);
-    let (uki, boot_loader) = (read(&source.join(UKI))?, read(&source.join(BOOT_LOADER))?);
-    let (root_output, verity_output) = (worker.output(StepName::Root)?, worker.output(StepName::Verity)?);
-    let root: RootFacts = facts(&root_output)?;
-    let uki_facts: UkiFacts = facts(&source)?;
-    let needs = disk::Needs { esp: esp::need(uki.len() as u64, boot_loader.len() as u64), image: root.bytes };
+/// Where everything is on the disk.
+pub fn layout(worker: &Worker<'_>) -> Result<disk::Layout> {
+    let resolved = worker.build.resolved;
+    let source = worker.output(StepName::Uki)?;
+    let needs = disk::Needs {
+        esp: esp::need(length(&source.join(UKI))?, length(&source.join(BOOT_LOADER))?),
+        image: facts::<RootFacts>(&worker.output(StepName::Root)?)?.bytes,
+    };
     let asked = disk::Asked {
         esp_mib: resolved.disk.esp_mib,
         slot_mib: resolved.disk.slot_mib,
         state_mib: resolved.disk.state_mib,
     };
-    let layout = disk::plan(resolved.device.arch, asked, needs)?;
-    report.warnings.extend(layout.warnings.iter().cloned());
-    if let Some(known) = folder.keep_disk(worker.step(StepName::Disk)?.key)? {
-        report.files.push(known);
-        return Ok(true);
-    }
+    disk::plan(resolved.device.arch, asked, needs)
+}
+
+/// Writes `disk.img`.
+pub fn disk(worker: &Worker<'_>, folder: &Folder, layout: &disk::Layout) -> Result<FileReport> {
+    let (resolved, source) = (worker.build.resolved, worker.output(StepName::Uki)?);
+    let (uki, boot_loader) = (read(&source.join(UKI))?, read(&source.join(BOOT_LOADER))?);
+    let (root, verity) = (worker.output(StepName::Root)?, worker.output(StepName::Verity)?);
     let mut identity = Sha256::new();
-    identity.update(root.sha256.0);
+    identity.update(facts::<RootFacts>(&root)?.sha256.0);
     identity.update(Sha256::digest(&uki));
     let identity = Digest(identity.finalize().into());
     let part = layout.partition(LABEL_ESP)?;
@@ -261,42 +267,97 @@ pub fn disk(worker: &Worker<'_>, folder: &Folder, report: &mut Report) -> Result
         arch: resolved.device.arch,
         boot_loader: &boot_loader,
         uki: &uki,
-        entry: &uki_facts.entry,
+        entry: &facts::<UkiFacts>(&source)?.entry,
         menu_s: resolved.boot.menu_s,
     };
-    let mut file = folder.create("disk.img")?;
-    disk::write_tables(&mut file, &layout, identity)?;
+    let mut file = folder.create(DISK)?;
+    disk::write_tables(&mut file, layout, identity)?;
     disk::write_memory(&file, part, &esp::make(&contents, &volume)?)?;
     for (label, path) in
-        [(Slot::A.root_label(), root_output.join(ROOT)), (Slot::A.verity_label(), verity_output.join(VERITY))]
+        [(Slot::A.root_label(), root.join(ROOT)), (Slot::A.verity_label(), verity.join(VERITY))]
     {
-        let mut source = open(&path)?;
-        let bytes = source.metadata().with_context(|| format!("read {}", path.display()))?.len();
+        let (mut source, bytes) = (open(&path)?, length(&path)?);
         let bar = worker.build.progress.bytes(&format!("write {label}"), bytes);
         disk::write_stream(&file, layout.partition(label)?, &mut source, bytes, &mut |n| bar.add(n))?;
     }
     file.sync_all().context("write disk.img")?;
-    report.files.push(folder.describe("disk.img")?);
-    Ok(false)
+    folder.describe(DISK)
 }
 
-/// Writes the release folder.
-pub fn release(worker: &Worker<'_>, folder: &Folder, report: &mut Report) -> Result<bool> {
-    let uki = worker.output(StepName::Uki)?;
-    let entry = facts::<UkiFacts>(&uki)?.entry;
-    let (_, roothash) = verity_facts(worker)?;
-    report.roothash = Some(roothash);
-    for (source, name) in [
-        (worker.output(StepName::Root)?.join(ROOT), ROOT),
-        (worker.output(StepName::Verity)?.join(VERITY), VERITY),
-        (uki.join(UKI), entry.as_str()),
-        (uki.join(BOOT_LOADER), BOOT_LOADER),
-    ] {
-        let name = format!("release/{name}");
-        folder.copy(&source, &name)?;
+/// Makes the signed release.
+pub fn release(worker: &Worker<'_>, folder: &Path) -> Result<()> {
+    let build = worker.build;
+    let Some((keys, sequence)) = build.release else { return Err(anyhow!("no keys for a release")) };
+    let (root, boot) = (worker.output(StepName::Root)?, worker.output(StepName::Uki)?);
+    let verity: VerityFacts = facts(&worker.output(StepName::Verity)?)?;
+    let (parameters, roothash) = verity_facts(worker)?;
+    let uuid = formats::hex::decode(&verity.uuid).ok_or_else(|| anyhow!("damaged UUID in the cache"))?;
+    let device = &build.resolved.device;
+    let epoch = u32::try_from(build.options.epoch).context("SOURCE_DATE_EPOCH is beyond 2106")?;
+    let loader = boot.join(BOOT_LOADER);
+    let boot_files =
+        esp::boot_loader_paths(device.arch).map(|esp_path| BootFileInput { esp_path, file: loader.clone() });
+    let input = ReleaseInput {
+        product: &device.product,
+        board: &device.board,
+        arch: device.arch,
+        version: &device.version,
+        profile: &device.profile,
+        built_s: epoch,
+        slot: SlotInput { image: &root.join(ROOT), roothash, verity: parameters, verity_uuid: uuid },
+        uki: &boot.join(UKI),
+        boot_files: &boot_files,
+        needs: Needs {
+            slot_bytes: length(&root.join(ROOT))?,
+            verity_bytes: parameters.hash_area_bytes(),
+            // The new entry, once as it is written and once in its place.
+            esp_bytes: length(&boot.join(UKI))?,
+        },
+        announce: Announce {
+            channel: 0,
+            scope: Scope::All,
+            sequence: *sequence,
+            signed_s: epoch,
+            validity_h: 0,
+        },
+        keys,
+        level: DEFAULT_LEVEL,
+    };
+    let made = make::make(&input, &folder.join(RELEASE), build.progress)?;
+    write_facts(folder, &made)
+}
+
+/// Copies the release from the cache to the output folder.
+pub fn place_release(worker: &Worker<'_>, folder: &Folder, report: &mut Report) -> Result<()> {
+    let source = worker.output(StepName::Release)?.join(RELEASE);
+    let mut names = Vec::new();
+    list_files(&source, RELEASE, &mut names)?;
+    for (path, name) in names {
+        folder.copy(&path, &name)?;
         report.files.push(folder.describe(&name)?);
     }
-    Ok(false)
+    Ok(())
+}
+
+/// Files below a folder in order, each with its name below the output folder.
+fn list_files(folder: &Path, name: &str, found: &mut Vec<(PathBuf, String)>) -> Result<()> {
+    let entries = fs::read_dir(folder).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+    let mut entries = entries.with_context(|| format!("read {}", folder.display()))?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let below = format!("{name}/{}", entry.file_name().to_string_lossy());
+        if entry.path().is_dir() {
+            list_files(&entry.path(), &below, found)?;
+        } else {
+            found.push((entry.path(), below));
+        }
+    }
+    Ok(())
+}
+
+/// Roothash of the slot image.
+pub fn roothash(worker: &Worker<'_>) -> Result<Digest> {
+    Ok(verity_facts(worker)?.1)
 }
 
 fn verity_facts(worker: &Worker<'_>) -> Result<(Parameters, Digest)> {
@@ -320,6 +381,10 @@ fn facts<T: DeserializeOwned>(folder: &Path) -> Result<T> {
     let path = folder.join(FACTS);
     serde_json::from_slice(&read(&path)?)
         .with_context(|| format!("{} is damaged: remove its folder and build again", path.display()))
+}
+
+fn length(path: &Path) -> Result<u64> {
+    Ok(fs::metadata(path).with_context(|| format!("look at {}", path.display()))?.len())
 }
 
 fn open(path: &Path) -> Result<File> {

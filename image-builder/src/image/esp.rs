@@ -64,6 +64,12 @@ pub fn need(uki_bytes: u64, boot_loader_bytes: u64) -> u64 {
     4 * uki_bytes + 2 * boot_loader_bytes + (1 << 20)
 }
 
+/// Where systemd-boot stands: the path that firmware tries by itself, and the path that boot entries name.
+pub fn boot_loader_paths(arch: Arch) -> [String; 2] {
+    let suffix = arch.efi();
+    [format!("EFI/BOOT/BOOT{}.EFI", suffix.to_uppercase()), format!("EFI/systemd/systemd-boot{suffix}.efi")]
+}
+
 /// Makes the file system.
 ///
 /// # Errors
@@ -101,10 +107,10 @@ pub fn make(contents: &Contents, volume: &Volume) -> Result<Sparse> {
 fn fill(medium: &mut Sparse, contents: &Contents) -> Result<()> {
     let options = FsOptions::new().time_provider(&FIXED_TIME).update_accessed_date(false);
     let fs = FileSystem::new(medium, options).context("open the new ESP")?;
-    let suffix = contents.arch.efi();
+    let [fallback, named] = boot_loader_paths(contents.arch);
     let files = [
-        (format!("EFI/BOOT/BOOT{}.EFI", suffix.to_uppercase()), contents.boot_loader),
-        (format!("EFI/systemd/systemd-boot{suffix}.efi"), contents.boot_loader),
+        (fallback, contents.boot_loader),
+        (named, contents.boot_loader),
         ("loader/loader.conf".to_owned(), loader_conf(contents.menu_s).as_bytes()),
         (format!("{}/{}", entry::FOLDER, contents.entry), contents.uki),
     ]
