@@ -5,6 +5,7 @@
 
 use formats::arch::Arch;
 use formats::device::DeviceProfile;
+use formats::hex::Digest;
 use image_builder::fetch::{self, Want};
 use image_builder::lock::{Lock, LockedArch};
 use image_builder::mirror::{MirrorOptions, Mirrors};
@@ -12,7 +13,7 @@ use image_builder::pin::Pinner;
 use image_builder::progress::Progress;
 use image_builder::resolved::{Boot, Debian, Disk, Resolved, Units, User};
 use image_builder::rootfs::{self, Inputs, Rootfs};
-use image_builder::store::Store;
+use image_builder::store::{Store, hash_reader};
 use image_builder::tools::{Purpose, ToolsRoot};
 use image_builder::tree::Node;
 use image_builder::{erofs, mirror};
@@ -143,11 +144,12 @@ impl Bench {
     }
 }
 
-fn image(bench: &Bench, rootfs: &Rootfs, path: &Path) -> Vec<u8> {
+/// Digest and length of the image: whole images would not fit the memory that a build may take.
+fn image(bench: &Bench, rootfs: &Rootfs, path: &Path) -> (Digest, u64) {
     let identity = erofs::Identity { uuid: "0e54b6e2-6f4a-4d0c-8d2c-3f8c5a1b7d90".into(), epoch: EPOCH };
     erofs::make(&rootfs.tree, &rootfs.ids, &identity, &bench.tools, path).unwrap_or_else(|e| panic!("{e:#}"));
     erofs::check(path, &bench.tools).unwrap_or_else(|e| panic!("{e:#}"));
-    std::fs::read(path).unwrap()
+    hash_reader(&mut std::fs::File::open(path).unwrap()).unwrap()
 }
 
 #[test]
@@ -161,10 +163,11 @@ fn both_architectures_become_clean_identical_images() {
         let assembled = started.elapsed();
         let first = image(&bench, &rootfs, &dir.path().join(format!("{arch}-1")));
         eprintln!(
-            "{arch}: {} packages, {} paths, {} MiB, assembled in {:.1} s, image and check after {:.1} s",
+            "{arch}: {} packages, {} paths, {} MiB, SHA-256 {}, assembled in {:.1} s, image and check after {:.1} s",
             rootfs.packages.len(),
             rootfs.tree.len(),
-            first.len() >> 20,
+            first.1 >> 20,
+            first.0,
             assembled.as_secs_f64(),
             started.elapsed().as_secs_f64()
         );
