@@ -77,9 +77,9 @@ pub struct PackFile {
     /// Words for the kernel command line.
     #[serde(default)]
     pub kernel_args: Vec<String>,
-    /// File beside `pack.yaml` with the rules of Debian packages; only in the `os` layer.
+    /// Where Debian packages come from and how they are unpacked; only in the `os` layer.
     #[serde(default)]
-    pub debian: Option<String>,
+    pub debian: Option<DebianFile>,
 }
 
 /// What a pack needs beside it.
@@ -171,4 +171,16 @@ pub struct Source {
     /// Length, bytes.
     #[serde(default)]
     pub size: Option<u64>,
+}
+
+/// Where Debian packages come from and how they are unpacked.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DebianFile {
+    /// Suites in apt's words; names that end in `-security` come from the security mirror.
+    pub suites: Vec<String>,
+    /// Archive components.
+    pub components: Vec<String>,
+    /// File beside `pack.yaml` with `exclude`, `keep`, `absent` and `scripts`.
+    pub rules: String,
 }

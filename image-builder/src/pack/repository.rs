@@ -1,10 +1,11 @@
 //! Finds packs: `packs/<name>/<version>/pack.yaml` below a recipes folder, with their values, schema and files.
 
-use super::model::PackFile;
+use super::model::{DebianFile, PackFile};
 use super::version;
 use crate::finding::{Finding, join, suggest};
-use crate::resolved::Debian;
+use crate::resolved::{Absent, Debian, ScriptRule};
 use crate::yaml;
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,6 +24,28 @@ pub struct Pack {
     pub schema: Option<Value>,
     /// What `debian` names.
     pub debian: Option<Debian>,
+}
+
+/// The file that `debian.rules` names.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DebianRules {
+    #[serde(default)]
+    exclude: Vec<String>,
+    #[serde(default)]
+    keep: Vec<String>,
+    #[serde(default)]
+    absent: BTreeMap<String, Absent>,
+    #[serde(default)]
+    scripts: BTreeMap<String, ScriptRule>,
+}
+
+impl DebianRules {
+    fn with(self, source: &DebianFile) -> Debian {
+        let Self { exclude, keep, absent, scripts } = self;
+        let DebianFile { suites, components, .. } = source.clone();
+        Debian { suites, components, exclude, keep, scripts, absent }
+    }
 }
 
 /// All packs below a recipes folder, by name, versions in order.
@@ -83,7 +106,10 @@ impl Repository {
         let values = optional(&folder.join("values.yaml"), yaml::load)?;
         let schema = optional(&folder.join("schema.json"), json)?;
         let debian = match &file.debian {
-            Some(rules) => Some(yaml::load(&folder.join(rules))?),
+            Some(debian) => {
+                let rules: DebianRules = yaml::load(&folder.join(&debian.rules))?;
+                Some(rules.with(debian))
+            }
             None => None,
         };
         let values = values.unwrap_or_else(|| Value::Object(serde_json::Map::new()));

@@ -5,7 +5,7 @@ use super::model::{Profile, Settings};
 use super::variables;
 use crate::board::{Board, overlay};
 use crate::finding::{Finding, Severity, join, suggest};
-use crate::pack::model::PackFile;
+use crate::pack::model::{LayerKind, PackFile};
 use crate::pack::repository::{Pack, Repository};
 use crate::resolved::{Artefact, Boot, FileContent, ImageFile, Resolved, Units, User};
 use crate::settings::{network, system};
@@ -299,9 +299,8 @@ impl<'a> Draft<'a> {
         settings: Settings,
     ) -> Option<Resolved> {
         let debian = loaded.iter().find_map(|(_, pack)| pack.debian.clone());
-        if debian.is_none()
-            && !self.findings.iter().any(|finding| finding.place == "pack" || finding.place == "version")
-        {
+        let os = loaded.iter().any(|(layer, _)| layer.layer == LayerKind::Os);
+        if !os && !self.findings.iter().any(|finding| finding.place == "pack" || finding.place == "version") {
             self.findings.push(Finding::error(
                 "layers",
                 "no layer `os`",
