@@ -56,7 +56,9 @@ const EPOCH: u64 = 1_735_689_600;
 
 fn debian() -> Debian {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/packs/debian/13/rules.yaml");
-    serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    let text = std::fs::read_to_string(path).unwrap();
+    let suites = "suites: [trixie, trixie-updates, trixie-security]\ncomponents: [main]\n";
+    serde_saphyr::from_str(&format!("{suites}{text}")).unwrap()
 }
 
 fn profile(arch: Arch) -> Resolved {
