@@ -1,1 +1,22 @@
-fn main() {}
+//! `farhold-agent`: the daemon and the command on the device.
+//!
+//! Data flows `early` (before systemd: state partition, `/var`, `/etc`) → `run` (the loop: event → `step` → `store` →
+//! effects) → `serve` and `render` (what others see). `io` holds one outside thing per file. Pure: `step`, `findings`,
+//! `render`, `early/decide`, `early/allow`.
+
+mod cli;
+mod early;
+mod findings;
+mod host_keys;
+mod io;
+mod observe;
+mod offline;
+mod render;
+mod run;
+mod serve;
+mod step;
+mod store;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

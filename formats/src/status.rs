@@ -127,3 +127,29 @@ pub enum Severity {
     /// Good to know.
     Info,
 }
+
+/// Why the device is as it is: the answer to `why`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// [`STATUS_SCHEMA`].
+    pub schema: u32,
+    /// One sentence for each thing that was decided: slot, release, state partition.
+    pub because: Vec<String>,
+    /// What an operator should know, worst first.
+    pub findings: Vec<Finding>,
+    /// What happened last, newest first.
+    pub events: Vec<EventLine>,
+}
+
+/// One recorded event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventLine {
+    /// Boot in which it happened.
+    pub boot_id: String,
+    /// Milliseconds since that boot's kernel started.
+    pub uptime_ms: u64,
+    /// Stable code, as `boot`.
+    pub code: String,
+    /// What happened.
+    pub text: String,
+}

@@ -1,0 +1,123 @@
+//! The command line.
+
+use crate::{early, host_keys, offline, render, run};
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use formats::status::{SOCKET, Status, Why};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+/// Longest answer of the agent that is read, bytes.
+const ANSWER_MAX: u64 = 4 << 20;
+/// How long the agent may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Looks after a Farhold device: what should run, what runs, and why.
+#[derive(Parser)]
+#[command(name = "farhold-agent", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run as the device's daemon
+    Run,
+    /// Prepare /var and /etc, before systemd; started by the init
+    Early,
+    /// Make this device's SSH host key, once
+    HostKeys,
+    /// Say what runs, what should run, and what needs attention
+    Status(Output),
+    /// Say why the device is as it is, and what happened last
+    Why(Output),
+}
+
+#[derive(Args)]
+struct Output {
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command that was asked for.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logs();
+    let done = match cli.command {
+        Command::Run => run::run().map(|()| ExitCode::SUCCESS),
+        Command::Early => early::run().map(|()| ExitCode::SUCCESS),
+        Command::HostKeys => host_keys::run().map(|()| ExitCode::SUCCESS),
+        Command::Status(output) => status(&output),
+        Command::Why(output) => why(&output),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("farhold-agent: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// To standard error: the journal, or the kernel log before there is one. Both have times of their own.
+fn logs() {
+    let filter = EnvFilter::try_from_env("FARHOLD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).without_time();
+    subscriber.with_env_filter(filter).init();
+}
+
+fn status(output: &Output) -> Result<ExitCode> {
+    let (status, code) = match ask::<Status>("status") {
+        Ok(status) => (status, ExitCode::SUCCESS),
+        Err(error) => (offline::status(&format!("{error:#}")), ExitCode::FAILURE),
+    };
+    print(output, &status, render::status)?;
+    Ok(code)
+}
+
+fn why(output: &Output) -> Result<ExitCode> {
+    let (why, code) = match ask::<Why>("why") {
+        Ok(why) => (why, ExitCode::SUCCESS),
+        Err(error) => (offline::why(&format!("{error:#}")), ExitCode::FAILURE),
+    };
+    print(output, &why, render::why)?;
+    Ok(code)
+}
+
+fn print<T: Serialize>(output: &Output, value: &T, human: fn(&T) -> String) -> Result<()> {
+    let text = if output.json {
+        format!("{}\n", serde_json::to_string_pretty(value).context("encode the answer")?)
+    } else {
+        human(value)
+    };
+    std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
+}
+
+fn ask<T: DeserializeOwned>(word: &str) -> Result<T> {
+    let mut stream = UnixStream::connect(SOCKET).with_context(|| format!("connect to {SOCKET}"))?;
+    stream.set_read_timeout(Some(PATIENCE)).context("set a time limit")?;
+    stream.write_all(format!("{word}\n").as_bytes()).with_context(|| format!("ask on {SOCKET}"))?;
+    let mut line = String::new();
+    BufReader::new(stream)
+        .take(ANSWER_MAX)
+        .read_line(&mut line)
+        .with_context(|| format!("read from {SOCKET}"))?;
+    serde_json::from_str(&line).with_context(|| format!("read the answer on {SOCKET}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_help_fits_a_screen() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+    }
+}

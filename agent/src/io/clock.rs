@@ -1,0 +1,9 @@
+//! Time since the kernel started. The wall clock is not used: devices boot with wrong ones.
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Milliseconds since the kernel started, sleep included.
+pub fn boot_ms() -> u64 {
+    let Ok(now) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return 0 };
+    u64::try_from(now.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec()).unwrap_or(0) / 1_000_000
+}

@@ -1,0 +1,213 @@
+//! `farhold-agent run`: the one loop. Event → `step` → records made durable → effects → next event.
+
+use crate::io::clock::boot_ms;
+use crate::io::{efi, notify};
+use crate::observe;
+use crate::serve::{self, Request};
+use crate::step::{Booted, Effect, Event, State};
+use crate::store::{self, Record, Store};
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// Where the agent keeps its database.
+pub const STATE_STORE: &str = "/var/lib/farhold";
+/// How long systemd may take over its start jobs before the agent reports without waiting for them.
+const SETTLE_MAX: Duration = Duration::from_secs(600);
+/// A look at the system is good for so long; then a request leads to a new one.
+const LOOK_GOOD: Duration = Duration::from_secs(5);
+/// Without systemd's watchdog the loop wakes this seldom.
+const IDLE: Duration = Duration::from_secs(3600);
+/// Records that are kept in memory while the store fails.
+const PENDING_MAX: usize = 256;
+
+struct Agent {
+    state: Option<State>,
+    store: Option<Store>,
+    pending: Vec<Record>,
+    looked: Instant,
+}
+
+/// Runs until it is told to stop.
+///
+/// # Errors
+/// If the socket cannot be opened; everything else is a finding.
+pub fn run() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .thread_stack_size(256 << 10)
+        .build()
+        .context("start the loop")?;
+    runtime.block_on(main_loop())
+}
+
+async fn main_loop() -> Result<()> {
+    let listener = serve::listen()?;
+    let (send, mut requests) = mpsc::channel(serve::QUEUE);
+    let for_port = send.clone();
+    let port = std::thread::Builder::new().name("port".into()).stack_size(128 << 10);
+    port.spawn(move || serve::port(&for_port)).context("start the port's thread")?;
+    let mut agent = Agent::start();
+    notify::send("READY=1\nSTATUS=serving")?;
+    let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
+    let mut feed = tokio::time::interval(notify::watchdog_interval().unwrap_or(IDLE));
+    let settled = settled();
+    tokio::pin!(settled);
+    let mut waiting = true;
+    loop {
+        tokio::select! {
+            () = &mut settled, if waiting => {
+                waiting = false;
+                let look = look().await?;
+                agent.handle(Event::Settled(look));
+            }
+            Ok((stream, _)) = listener.accept() => {
+                tokio::spawn(serve_client(stream, send.clone()));
+            }
+            Some(request) = requests.recv() => agent.answer(request, waiting).await?,
+            _ = feed.tick() => notify::send("WATCHDOG=1")?,
+            _ = terminate.recv() => break,
+        }
+    }
+    notify::send("STOPPING=1")
+}
+
+async fn serve_client(stream: tokio::net::UnixStream, requests: mpsc::Sender<Request>) {
+    if let Err(error) = serve::connection(stream, requests).await {
+        tracing::debug!(error = format!("{error:#}"), "client");
+    }
+}
+
+/// Ends when systemd has done its start jobs, whatever came of them.
+async fn settled() {
+    let wait = tokio::process::Command::new("/usr/bin/systemctl")
+        .args(["is-system-running", "--wait"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    match tokio::time::timeout(SETTLE_MAX, wait).await {
+        Ok(Ok(status)) => tracing::debug!(%status, "systemd has settled"),
+        Ok(Err(error)) => tracing::warn!(%error, "systemctl cannot be started"),
+        Err(_) => tracing::warn!(seconds = SETTLE_MAX.as_secs(), "systemd has not settled"),
+    }
+}
+
+async fn look() -> Result<crate::step::Look> {
+    tokio::task::spawn_blocking(observe::look).await.context("look at the system")
+}
+
+impl Agent {
+    fn start() -> Self {
+        let facts = observe::facts();
+        let (store, mut condition) = store::open(Path::new(STATE_STORE));
+        let loaded = match store.as_ref().map(Store::load) {
+            Some(Ok(loaded)) => loaded,
+            Some(Err(error)) => {
+                condition = store::Condition::Unavailable { why: error.to_string() };
+                store::Loaded::default()
+            }
+            None => store::Loaded::default(),
+        };
+        tracing::info!(?condition, "store opened");
+        let mut agent =
+            Self { state: Some(State::new()), store, pending: Vec::new(), looked: Instant::now() };
+        agent.handle(Event::Booted(Box::new(Booted { facts, loaded, condition })));
+        agent
+    }
+
+    /// One turn of the loop.
+    fn handle(&mut self, event: Event) {
+        let Some(state) = self.state.take() else { return };
+        let looked = matches!(event, Event::Settled(_) | Event::Looked(_));
+        let (state, outcome) = state.step(event, boot_ms());
+        self.state = Some(state);
+        if looked {
+            self.looked = Instant::now();
+        }
+        self.persist(outcome.records);
+        for effect in outcome.effects {
+            self.perform(&effect);
+        }
+    }
+
+    /// Makes records durable. Those that cannot be wait for the next turn, the oldest going first.
+    fn persist(&mut self, records: Vec<Record>) {
+        self.pending.extend(records);
+        let excess = self.pending.len().saturating_sub(PENDING_MAX);
+        self.pending.drain(..excess);
+        let Some(store) = self.store.as_mut().filter(|_| !self.pending.is_empty()) else { return };
+        let written = store.record(&self.pending);
+        let failed = self.state.as_ref().is_some_and(|state| state.store_failure.is_some());
+        match written {
+            Ok(()) => {
+                self.pending.clear();
+                if failed {
+                    self.handle(Event::StoreWorks);
+                }
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if !failed {
+                    tracing::error!(why, "records are not durable");
+                }
+                if let Some(state) = self.state.take() {
+                    self.state = Some(state.step(Event::StoreFailed(why), boot_ms()).0);
+                }
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Announce => {
+                let Some(line) = self.state.as_ref().map(State::announcement) else { return };
+                tracing::info!("{line}");
+                if let Err(error) = console(&line) {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the console does not show that the device is up"
+                    );
+                }
+            }
+            Effect::ClearFallback => match efi::clear_fallback() {
+                Ok(()) => tracing::info!("the init's record of a fallback is removed"),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "the init's record of a fallback stays")
+                }
+            },
+        }
+    }
+
+    async fn answer(&mut self, request: Request, settling: bool) -> Result<()> {
+        if !settling && self.looked.elapsed() > LOOK_GOOD {
+            let look = look().await?;
+            self.handle(Event::Looked(look));
+        }
+        let Some(state) = &self.state else { return Ok(()) };
+        let text = match request.word.as_str() {
+            "status" => serde_json::to_string(&state.status(boot_ms(), observe::rss_bytes())),
+            "why" => serde_json::to_string(&state.why()),
+            word => serde_json::to_string(&json!({
+                "error": format!("unknown word `{}`, must be `status` or `why`", word.escape_debug())
+            })),
+        };
+        // A client that has gone away needs no answer.
+        drop(request.answer.send(text.context("encode the answer")?));
+        Ok(())
+    }
+}
+
+fn console(line: &str) -> Result<()> {
+    let mut console =
+        std::fs::OpenOptions::new().write(true).open("/dev/console").context("open /dev/console")?;
+    console.write_all(format!("{line}\r\n").as_bytes()).context("write to /dev/console")
+}
