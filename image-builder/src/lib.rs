@@ -27,6 +27,7 @@ pub mod progress;
 pub mod release;
 pub mod resolved;
 pub mod rootfs;
+pub mod sbom;
 pub mod settings;
 pub mod store;
 pub mod template;
