@@ -16,6 +16,7 @@ struct Cli {
 enum Command {
     Check(cmd::check::CheckCmd),
     Schema(cmd::schema::SchemaCmd),
+    Lock(cmd::lock::LockCmd),
     Build(cmd::build::BuildCmd),
     Plan(cmd::plan::PlanCmd),
     Explain(cmd::plan::ExplainCmd),
@@ -32,6 +33,7 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check(check) => check.run(),
         Command::Schema(schema) => schema.run(),
+        Command::Lock(lock) => lock.run(),
         Command::Build(build) => build.run(),
         Command::Plan(plan) => plan.run(),
         Command::Explain(explain) => explain.run(),

@@ -5,6 +5,7 @@ pub mod cache;
 pub mod check;
 pub mod keys;
 pub mod lab;
+pub mod lock;
 pub mod plan;
 pub mod schema;
 pub mod sign;

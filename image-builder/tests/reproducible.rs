@@ -77,12 +77,16 @@ fn file(text: &str) -> ImageFile {
     }
 }
 
-/// The init of `FARHOLD_TEST_INIT`, or bytes in its place: what they do matters only when the disk is booted.
-fn init(dir: &Path) -> PathBuf {
-    std::env::var_os("FARHOLD_TEST_INIT").map_or_else(
+/// The init of `FARHOLD_TEST_INIT_<arch>`, or an ELF header in its place: what it does matters only in a boot.
+fn init(dir: &Path, arch: Arch) -> PathBuf {
+    let given = std::env::var_os(format!("FARHOLD_TEST_INIT_{arch}"));
+    given.map_or_else(
         || {
-            let path = dir.join("init");
-            std::fs::write(&path, b"no program").unwrap();
+            let path = dir.join(format!("init-{arch}"));
+            let mut elf = b"\x7fELF\x02\x01".to_vec();
+            elf.resize(64, 0);
+            elf[18] = if arch == Arch::X86_64 { 62 } else { 183 };
+            std::fs::write(&path, elf).unwrap();
             path
         },
         PathBuf::from,
@@ -93,7 +97,7 @@ fn init(dir: &Path) -> PathBuf {
 struct Packages {
     cache: PathBuf,
     lock: Lock,
-    init: PathBuf,
+    inits: BTreeMap<Arch, PathBuf>,
     _dir: tempfile::TempDir,
 }
 
@@ -106,19 +110,23 @@ fn packages() -> &'static Packages {
             None => Store::open(&dir.path().join("cache")).unwrap(),
         };
         let mirrors = Mirrors::find(&MirrorOptions::default(), Path::new("/")).unwrap();
-        let init = init(dir.path());
-        let (progress, artefacts) =
-            (Progress::stderr(), BTreeMap::from([("farhold-init".into(), init.clone())]));
-        let pinner = Pinner {
-            store: &store,
-            mirrors: &mirrors,
-            snapshot: false,
-            folders: &[],
-            artefacts: &artefacts,
-            progress: &progress,
-        };
-        let lock = pinner.lock(&Arch::ALL.map(profile), None).unwrap_or_else(|error| panic!("{error:#}"));
-        Packages { cache: store.root().to_owned(), lock, init, _dir: dir }
+        let inits: BTreeMap<Arch, PathBuf> = Arch::ALL.map(|arch| (arch, init(dir.path(), arch))).into();
+        let mut lock = None;
+        for arch in Arch::ALL {
+            let artefacts = BTreeMap::from([("farhold-init".into(), inits[&arch].clone())]);
+            let pinner = Pinner {
+                store: &store,
+                mirrors: &mirrors,
+                snapshot: false,
+                folders: &[],
+                artefacts: &artefacts,
+                progress: &Progress::stderr(),
+            };
+            let made = pinner.lock(&[profile(arch)], lock.as_ref());
+            lock = Some(made.unwrap_or_else(|error| panic!("{error:#}")));
+        }
+        let lock = lock.unwrap();
+        Packages { cache: store.root().to_owned(), lock, inits, _dir: dir }
     })
 }
 
@@ -146,7 +154,10 @@ impl Machine {
         let options = Options {
             out: self.out(),
             folders: Vec::new(),
-            artefacts: BTreeMap::from([("farhold-init".into(), self.packages.init.clone())]),
+            artefacts: BTreeMap::from([(
+                "farhold-init".into(),
+                self.packages.inits[&resolved.arch()].clone(),
+            )]),
             offline: true,
             secure_boot: None,
             epoch: EPOCH,

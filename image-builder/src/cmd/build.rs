@@ -1,6 +1,7 @@
 //! `farhold build`: a profile and its lock become a disk image and a signed release.
 
 use super::check::ProfileArgs;
+use super::lock::default_path;
 use crate::execute::{self, Build, Options};
 use crate::image::secureboot;
 use crate::lock::{Lock, LockedArch, LockedTools};
@@ -122,7 +123,7 @@ impl BuildArgs {
     }
 
     fn locked(&self, resolved: &Resolved) -> Result<(LockedArch, LockedTools)> {
-        let path = self.lock.clone().unwrap_or_else(|| self.profile.profile.with_extension("lock"));
+        let path = self.lock.clone().unwrap_or_else(|| default_path(&self.profile.profile));
         let mut lock = Lock::read(&path)?;
         let again = || format!("run `farhold lock {}` again", self.profile.profile.display());
         if lock.profile != resolved.device.profile {
@@ -178,8 +179,11 @@ impl BuildCmd {
     }
 }
 
-/// `NAME=PATH` pairs.
-fn pairs(given: &[String]) -> Result<BTreeMap<String, PathBuf>> {
+/// `NAME=PATH` pairs of `--artefact`.
+///
+/// # Errors
+/// If one has no name or no path.
+pub fn pairs(given: &[String]) -> Result<BTreeMap<String, PathBuf>> {
     let pair = |text: &String| match text.split_once('=') {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => {
             Ok((name.to_owned(), PathBuf::from(path)))

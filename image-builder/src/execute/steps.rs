@@ -179,7 +179,10 @@ fn init_program(worker: &Worker<'_>) -> Result<Vec<u8>> {
     let path = digest.and_then(|digest| build.store.get(&digest)).ok_or_else(|| {
         anyhow!("artefact {} is not in the cache: give it with --artefact {0}=PATH", init.name)
     })?;
-    read(&path)
+    let program = read(&path)?;
+    initrd::check_program(&program, build.resolved.arch())
+        .with_context(|| format!("artefact {} (from {})", init.name, init.origin))?;
+    Ok(program)
 }
 
 pub fn uki(worker: &Worker<'_>, folder: &Path) -> Result<()> {

@@ -3,7 +3,8 @@
 //! Format: "newc" of the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`. The init reads
 //! [`MODULES_LIST`], one absolute path per line, in load order. Knows nothing of where the files come from.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use formats::arch::Arch;
 use std::io::Write;
 
 /// Lists the modules in load order.
@@ -46,6 +47,37 @@ pub fn pack(init: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
     archive.entry("TRAILER!!!", Kind::Trailer, &[])?;
     archive.pad()?;
     archive.out.finish().context("pack the initrd")
+}
+
+/// Checks that an ELF program can be the first one of a machine: for its processor, and with no loader, which the
+/// initrd does not have.
+///
+/// # Errors
+/// If it is for another processor or linked dynamically.
+pub fn check_program(program: &[u8], arch: Arch) -> Result<()> {
+    const INTERPRETER: u32 = 3;
+    let u16_at = |at: usize| program.get(at..)?.first_chunk().map(|b| u16::from_le_bytes(*b));
+    let u32_at = |at: usize| program.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b));
+    let u64_at = |at: usize| program.get(at..)?.first_chunk().map(|b| u64::from_le_bytes(*b));
+    if !program.starts_with(b"\x7fELF\x02\x01") {
+        bail!("it is no 64-bit program");
+    }
+    let machine = match arch {
+        Arch::X86_64 => 62,
+        Arch::Arm64 => 183,
+    };
+    if u16_at(18) != Some(machine) {
+        bail!("it is not for {arch}: build it for that processor and lock again");
+    }
+    let table = u64_at(0x20).and_then(|at| usize::try_from(at).ok()).unwrap_or(usize::MAX);
+    let (size, count) = (usize::from(u16_at(0x36).unwrap_or(0)), usize::from(u16_at(0x38).unwrap_or(0)));
+    let headers = (0..count).map(|n| table.saturating_add(n * size));
+    if headers.into_iter().any(|at| u32_at(at) == Some(INTERPRETER)) {
+        bail!(
+            "it is linked dynamically: build it with `-C target-feature=+crt-static` (`make programs` does)"
+        );
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy)]
@@ -182,6 +214,28 @@ mod tests {
                 assert!(entries[..n].iter().any(|e| e.0 == folder), "{name}");
             }
         }
+    }
+
+    /// The ELF header of a program with one program header of `kind`.
+    fn program(machine: u8, kind: u8) -> Vec<u8> {
+        let mut elf = vec![0; 64 + 56];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[18] = machine;
+        elf[0x20] = 64;
+        elf[0x36] = 56;
+        elf[0x38] = 1;
+        elf[64] = kind;
+        elf
+    }
+
+    #[test]
+    fn only_static_programs_of_the_processor_can_be_the_init() {
+        check_program(&program(62, 1), Arch::X86_64).unwrap();
+        check_program(&program(183, 1), Arch::Arm64).unwrap();
+        let refused = |bytes: &[u8], arch| check_program(bytes, arch).unwrap_err().to_string();
+        assert!(refused(&program(62, 1), Arch::Arm64).starts_with("it is not for arm64"));
+        assert!(refused(&program(62, 3), Arch::X86_64).starts_with("it is linked dynamically"));
+        assert_eq!(refused(b"#!/bin/sh", Arch::X86_64), "it is no 64-bit program");
     }
 
     #[test]
