@@ -264,6 +264,7 @@ impl State {
             desired: self.desired.clone(),
             state: facts.early.as_ref().map(|early| early.state.clone()),
             boot: facts.boot.clone(),
+            early_ms: facts.early.as_ref().map(|early| early.early_ms),
             system: system.state,
             failed_units: system.failed,
             uptime_ms: now_ms,
