@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// Where the image carries the [`DeviceProfile`].
 pub const DEVICE_PROFILE: &str = "/usr/lib/farhold/profile.json";
 
+/// Where the image carries the pattern of host names; the first `%` stands for eight digits of the machine.
+pub const HOST_NAME_PATTERN: &str = "/usr/lib/farhold/hostname";
+
 /// What this device is meant to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceProfile {

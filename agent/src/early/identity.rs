@@ -15,14 +15,12 @@ pub fn is_machine_id(text: &str) -> bool {
     formats::hex::decode::<16>(id).is_some_and(|bytes| bytes != [0; 16])
 }
 
-/// The host name of this device: each `?` of the pattern becomes a digit that only this machine id gives.
+/// The host name of this device: the first `%` of the pattern becomes eight digits that only this machine id gives.
 ///
 /// The id is hashed first, so that a name does not tell it.
 pub fn host_name(pattern: &str, machine_id: &str) -> String {
     let hash = Sha256::new().chain_update("farhold host name\n").chain_update(machine_id.trim()).finalize();
-    let digits = formats::hex::encode(&hash);
-    let mut digits = digits.chars().cycle();
-    pattern.chars().map(|c| if c == '?' { digits.next().unwrap_or('0') } else { c }).collect()
+    pattern.replacen('%', &formats::hex::encode(&hash[..4]), 1)
 }
 
 /// Whether the kernel and DNS take a name: labels of letters, digits and inner hyphens, 64 characters at most.
@@ -50,12 +48,12 @@ mod tests {
 
     #[test]
     fn names_differ_by_device_and_stay_valid() {
-        let (one, two) = (host_name("edge-????????", "a\n"), host_name("edge-????????", "b\n"));
+        let (one, two) = (host_name("edge-%", "a\n"), host_name("edge-%", "b\n"));
         assert_ne!(one, two);
-        assert_eq!(host_name("edge-????????", "a"), one);
+        assert_eq!(host_name("edge-%", "a"), one);
         assert!(one.starts_with("edge-") && one.len() == 13 && is_host_name(&one));
         assert_eq!(host_name("fixed", "a\n"), "fixed");
-        for bad in ["", "-a", "a-", "a..b", "a b", "a?", &"a".repeat(65)] {
+        for bad in ["", "-a", "a-", "a..b", "a b", "a%", &"a".repeat(65)] {
             assert!(!is_host_name(bad), "{bad}");
         }
     }

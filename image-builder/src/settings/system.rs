@@ -60,7 +60,7 @@ pub fn files(settings: &Settings) -> (Vec<TextFile>, Vec<Finding>) {
             let next = "use letters, digits and `-`; one `%` stands for the machine";
             findings.push(Finding::error("settings.hostname", format!("`{hostname}` is no host name"), next));
         }
-        file("/usr/lib/farhold/hostname", format!("{hostname}\n"));
+        file(formats::device::HOST_NAME_PATTERN, format!("{hostname}\n"));
     }
     (files, findings)
 }
