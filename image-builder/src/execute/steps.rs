@@ -313,8 +313,7 @@ pub fn release(worker: &Worker<'_>, folder: &Path) -> Result<()> {
         needs: Needs {
             slot_bytes: length(&root.join(ROOT))?,
             verity_bytes: parameters.hash_area_bytes(),
-            // The new entry, once as it is written and once in its place.
-            esp_bytes: length(&boot.join(UKI))?,
+            esp_bytes: length(&boot.join(UKI))? + boot_files.len() as u64 * length(&loader)?,
         },
         announce: Announce {
             channel: 0,
