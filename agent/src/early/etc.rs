@@ -3,6 +3,7 @@
 use crate::early::{allow, identity};
 use crate::io::durable;
 use anyhow::{Context, Result, ensure};
+use formats::device::HOST_NAME_PATTERN;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use std::fs::{self, OpenOptions, Permissions};
@@ -13,6 +14,9 @@ use std::path::Path;
 const LAYER: &str = "/run/farhold/etc";
 /// Most the layer may hold: files of the allow-list and what services write into `/etc` until the next boot.
 const LAYER_OPTIONS: &str = "mode=0755,size=32m";
+
+/// Host names where the profile says nothing.
+const DEFAULT_PATTERN: &str = "farhold-%";
 
 /// What was put over `/etc`.
 pub struct EtcFacts {
@@ -34,15 +38,28 @@ pub fn prepare(notes: &mut Vec<String>) -> Result<EtcFacts> {
     for folder in [upper.as_str(), &format!("{LAYER}/work")] {
         durable::make_folder(Path::new(folder), 0o755)?;
     }
-    let facts = fill(Path::new("/etc"), Path::new(allow::STORE), Path::new(&upper), notes)?;
+    let pattern = fs::read_to_string(HOST_NAME_PATTERN).unwrap_or_else(|_| DEFAULT_PATTERN.into());
+    let paths = Paths { image: Path::new("/etc"), store: Path::new(allow::STORE), upper: Path::new(&upper) };
+    let facts = fill(&paths, &pattern, notes)?;
     let options = format!("lowerdir=/etc,upperdir={upper},workdir={LAYER}/work");
     mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options.as_str()))
         .context("mount the overlay on /etc")?;
     Ok(facts)
 }
 
+/// The three places of `/etc`.
+struct Paths<'a> {
+    /// The image's.
+    image: &'a Path,
+    /// The state store's.
+    store: &'a Path,
+    /// The upper layer.
+    upper: &'a Path,
+}
+
 /// Fills the upper layer: allowed files of the store, a machine id, the host name.
-fn fill(image: &Path, store: &Path, upper: &Path, notes: &mut Vec<String>) -> Result<EtcFacts> {
+fn fill(paths: &Paths<'_>, pattern: &str, notes: &mut Vec<String>) -> Result<EtcFacts> {
+    let Paths { store, upper, .. } = *paths;
     let mut files = Vec::new();
     for folder in allow::folders() {
         for path in names(&store.join(folder), folder, notes) {
@@ -54,16 +71,15 @@ fn fill(image: &Path, store: &Path, upper: &Path, notes: &mut Vec<String>) -> Re
                 ));
                 break;
             }
-            match copy(store, image, upper, &path) {
+            match copy(paths, &path) {
                 Ok(()) => files.push(path),
                 Err(error) => notes.push(format!("{error:#}")),
             }
         }
     }
     let (machine_id, identity_made) = machine_id(store, upper, notes)?;
-    let pattern =
-        fs::read_to_string(upper.join("hostname")).or_else(|_| fs::read_to_string(image.join("hostname")));
-    let pattern = pattern.unwrap_or_default();
+    let given = fs::read_to_string(upper.join("hostname"));
+    let pattern = given.as_deref().unwrap_or(pattern);
     let name = identity::host_name(pattern.trim(), &machine_id);
     if identity::is_host_name(&name) {
         durable::write(&upper.join("hostname"), format!("{name}\n").as_bytes(), 0o644)?;
@@ -95,7 +111,8 @@ fn names(store: &Path, folder: &str, notes: &mut Vec<String>) -> Vec<String> {
     names
 }
 
-fn copy(store: &Path, image: &Path, upper: &Path, path: &str) -> Result<()> {
+fn copy(paths: &Paths<'_>, path: &str) -> Result<()> {
+    let Paths { image, store, upper } = *paths;
     let from = store.join(path);
     let take = || -> Result<()> {
         let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(&from)?;

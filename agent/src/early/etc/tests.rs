@@ -15,7 +15,6 @@ impl Space {
         for sub in ["image/ssh", "store"] {
             fs::create_dir_all(folder.path().join(sub)).unwrap();
         }
-        fs::write(folder.path().join("image/hostname"), "edge-????\n").unwrap();
         fs::set_permissions(folder.path().join("image/ssh"), Permissions::from_mode(0o750)).unwrap();
         Self { folder, notes: Vec::new() }
     }
@@ -37,7 +36,8 @@ impl Space {
         }
         fs::create_dir(self.at("upper")).unwrap();
         self.notes.clear();
-        fill(&self.at("image"), &self.at("store"), &self.at("upper"), &mut self.notes).unwrap()
+        let (image, store, upper) = (self.at("image"), self.at("store"), self.at("upper"));
+        fill(&Paths { image: &image, store: &store, upper: &upper }, "edge-%\n", &mut self.notes).unwrap()
     }
 }
 
@@ -46,7 +46,7 @@ fn an_identity_is_made_once_and_kept() {
     let mut space = Space::new();
     assert!(space.boot().identity_made);
     let (id, name) = (space.upper("machine-id").unwrap(), space.upper("hostname").unwrap());
-    assert!(identity::is_machine_id(&id) && name.starts_with("edge-") && !name.contains('?'));
+    assert!(identity::is_machine_id(&id) && name.starts_with("edge-") && !name.contains('%'));
     let again = space.boot();
     assert_eq!((again.identity_made, again.files), (false, vec!["machine-id".to_owned()]));
     assert_eq!((space.upper("machine-id").unwrap(), space.upper("hostname").unwrap()), (id, name));
