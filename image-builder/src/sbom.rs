@@ -131,7 +131,7 @@ fn package(id: &str, name: &str, version: &str, purpose: &str) -> Value {
 }
 
 fn image(input: &SbomInput<'_>) -> Value {
-    let mut image = package(IMAGE, input.product, input.version, "OPERATING-SYSTEM");
+    let mut image = package(IMAGE, input.product, input.version, "OPERATING_SYSTEM");
     image["comment"] = json!(format!("profile {}, board {}, {}", input.profile, input.board, input.arch));
     image
 }

@@ -21,9 +21,9 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// zstd level of a full payload unless asked otherwise: of the levels that keep up with a disk, the smallest result
-/// (`docs/decisions/0012-full-payload.md`).
-pub const DEFAULT_LEVEL: i32 = 9;
+/// zstd level of a full payload unless asked otherwise: seconds, not minutes, for an image
+/// (`docs/decisions/0012-full-payload.md`; `publish` may add a smaller one).
+pub const DEFAULT_LEVEL: i32 = 3;
 /// Window of a full payload, binary logarithm: with two workers the compressor stays below 64 MiB.
 const WINDOW_LOG: u8 = 21;
 /// Any number from 1 gives the same bytes; 0 would not.
