@@ -14,6 +14,7 @@ use command::ToolCommand;
 use formats::arch::Arch;
 use formats::hex::Digest;
 use sha2::{Digest as _, Sha256};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -213,9 +214,14 @@ impl ToolsRoot {
         self.file(&format!("usr/lib/systemd/boot/efi/linux{}.efi.stub", arch.efi()))
     }
 
-    /// A call of a tool, to be given arguments and run.
-    pub fn command(&self, tool: Tool) -> ToolCommand {
-        let libraries = self.path.join("usr/lib").join(self.arch.triplet());
+    /// Where the root's libraries are.
+    pub fn libraries(&self) -> PathBuf {
+        self.path.join("usr/lib").join(self.arch.triplet())
+    }
+
+    /// Program and first arguments that start a tool with the root's own libraries.
+    fn start(&self, tool: Tool) -> Vec<OsString> {
+        let libraries = self.libraries();
         let loader = match self.arch {
             Arch::X86_64 => "ld-linux-x86-64.so.2",
             Arch::Arm64 => "ld-linux-aarch64.so.1",
@@ -225,8 +231,23 @@ impl ToolsRoot {
             path.push(":");
             path.push(libraries.join(below));
         }
-        let mut command = ToolCommand::new(tool, &libraries.join(loader));
-        command.arg("--library-path").arg(path).arg(self.path.join(tool.path()));
+        let program = self.path.join(tool.path()).into_os_string();
+        vec![libraries.join(loader).into_os_string(), "--library-path".into(), path, program]
+    }
+
+    /// How to start an emulator, with the folders in which it finds its ROMs.
+    pub fn qemu(&self, tool: Tool) -> Vec<String> {
+        let folders = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
+        let roms = folders.iter().flat_map(|below| ["-L".into(), self.path.join(below).into_os_string()]);
+        self.start(tool).into_iter().chain(roms).map(|word| word.to_string_lossy().into_owned()).collect()
+    }
+
+    /// A call of a tool, to be given arguments and run.
+    pub fn command(&self, tool: Tool) -> ToolCommand {
+        let libraries = self.libraries();
+        let words = self.start(tool);
+        let mut command = ToolCommand::new(tool, Path::new(&words[0]));
+        command.args(&words[1..]);
         // OpenSSL has both paths compiled in; the host's must not be read.
         command.env("OPENSSL_CONF", "/dev/null").env("OPENSSL_MODULES", libraries.join("ossl-modules"));
         command

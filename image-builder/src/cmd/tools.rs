@@ -6,9 +6,10 @@ use crate::mirror::{MirrorOptions, Mirrors};
 use crate::pin::Pinner;
 use crate::progress::Progress;
 use crate::store::Store;
-use crate::tools::{Purpose, ToolsRoot};
+use crate::tools::{Purpose, Tool, ToolsRoot};
 use anyhow::{Context, Result, anyhow};
 use formats::arch::Arch;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,11 +19,11 @@ use std::process::ExitCode;
 /// Nothing is installed on this machine: packages are unpacked in the cache.
 #[derive(clap::Args)]
 pub struct ToolsCmd {
-    /// QEMU and firmware instead of the programs that make images.
-    #[arg(long)]
-    lab: bool,
+    /// Programs that make images, or QEMU and firmware.
+    #[arg(value_enum, default_value_t = PurposeArg::Build)]
+    purpose: PurposeArg,
     /// The lock whose tools for making images are wanted; without it, the newest.
-    #[arg(long, value_name = "FILE", conflicts_with = "lab")]
+    #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
     /// Look for newer packages than those used last.
     #[arg(long)]
@@ -52,17 +53,64 @@ impl ToolsCmd {
                 ToolsRoot::open(&store, Purpose::Build, &tools.packages, &progress)?
             }
             None => {
-                let purpose = if self.lab { Purpose::Lab } else { Purpose::Build };
+                let purpose = Purpose::from(self.purpose);
                 let newest = Newest { store: &store, mirrors: &self.mirrors, folders: &self.folders };
                 newest.open(purpose, self.update, &progress)?
             }
         };
         if self.json {
-            println!("{}", serde_json::json!({ "path": root.path() }));
+            println!("{}", self.json(&root)?);
         } else {
             println!("{}", root.path().display());
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Which tools.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum PurposeArg {
+    /// What makes images.
+    Build,
+    /// QEMU and firmware.
+    Lab,
+}
+
+impl From<PurposeArg> for Purpose {
+    fn from(purpose: PurposeArg) -> Self {
+        match purpose {
+            PurposeArg::Build => Self::Build,
+            PurposeArg::Lab => Self::Lab,
+        }
+    }
+}
+
+impl ToolsCmd {
+    /// The folder; for the lab also how to start QEMU, and firmware files. The lab reads this.
+    fn json(&self, root: &ToolsRoot) -> Result<Value> {
+        if self.purpose == PurposeArg::Build {
+            return Ok(json!({ "path": root.path() }));
+        }
+        let x86 = |name: &str| root.file(&format!("usr/share/OVMF/{name}"));
+        let arm = |name: &str| root.file(&format!("usr/share/AAVMF/{name}"));
+        Ok(json!({
+            "path": root.path(),
+            "qemu_x86_64": root.qemu(Tool::QemuX86),
+            "qemu_aarch64": root.qemu(Tool::QemuArm),
+            "environment": { "QEMU_MODULE_DIR": root.libraries().join("qemu") },
+            "firmware": {
+                Arch::X86_64.name(): {
+                    "code": x86("OVMF_CODE_4M.fd")?,
+                    "secure_code": x86("OVMF_CODE_4M.secboot.fd")?,
+                    "vars": x86("OVMF_VARS_4M.fd")?,
+                },
+                Arch::Arm64.name(): {
+                    "code": arm("AAVMF_CODE.no-secboot.fd")?,
+                    "secure_code": arm("AAVMF_CODE.secboot.fd")?,
+                    "vars": arm("AAVMF_VARS.fd")?,
+                },
+            },
+        }))
     }
 }
 
