@@ -85,6 +85,7 @@ pub fn run(build: &Build<'_>, plan: &Plan) -> Result<Report> {
     let layout = steps::layout(&worker)?;
     report.warnings.clone_from(&layout.warnings);
     worker.disk(&folder, &layout, &mut report)?;
+    report.files.push(steps::sbom(&worker, &folder)?);
     if build.release.is_some() {
         worker.cached(StepName::Release, steps::release)?;
         steps::place_release(&worker, &folder, &mut report)?;

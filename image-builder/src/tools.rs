@@ -53,9 +53,16 @@ impl Purpose {
     /// Debian packages of the host's architecture; what they depend on is added.
     pub const fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Build => {
-                &["cryptsetup-bin", "e2fsprogs", "erofs-utils", "kmod", "mtools", "openssl", "sbsigntool"]
-            }
+            Self::Build => &[
+                "cryptsetup-bin",
+                "dosfstools",
+                "e2fsprogs",
+                "erofs-utils",
+                "kmod",
+                "mtools",
+                "openssl",
+                "sbsigntool",
+            ],
             Self::Lab => {
                 &["ovmf", "qemu-efi-aarch64", "qemu-system-arm", "qemu-system-x86", "qemu-utils", "ipxe-qemu"]
             }
@@ -103,6 +110,8 @@ pub enum Tool {
     FsckErofs,
     /// Makes and checks dm-verity hash trees.
     Veritysetup,
+    /// Checks FAT file systems.
+    FsckVfat,
     /// Makes ext4 file systems.
     Mke2fs,
     /// Lists module dependencies.
@@ -128,6 +137,7 @@ impl Tool {
             Self::MkfsErofs => "usr/bin/mkfs.erofs",
             Self::FsckErofs => "usr/bin/fsck.erofs",
             Self::Veritysetup => "usr/sbin/veritysetup",
+            Self::FsckVfat => "usr/sbin/fsck.vfat",
             Self::Mke2fs => "usr/sbin/mke2fs",
             Self::Depmod => "usr/sbin/depmod",
             Self::Sbsign => "usr/bin/sbsign",

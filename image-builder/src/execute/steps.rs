@@ -12,6 +12,7 @@ use crate::plan::StepName;
 use crate::release::make::{self, Announce, BootFileInput, DEFAULT_LEVEL, ReleaseInput, SlotInput};
 use crate::resolved::Install;
 use crate::rootfs::{PackageFacts, Rootfs};
+use crate::sbom::{self, Output, SbomInput};
 use crate::tree::{Entry, Node};
 use anyhow::{Context, Result, anyhow};
 use formats::bootargs::BootArgs;
@@ -38,6 +39,7 @@ const BOOT_LOADER: &str = "systemd-boot.efi";
 const INITRD: &str = "initrd.cpio.zst";
 const KERNEL: &str = "vmlinuz";
 const RELEASE: &str = "release";
+const SBOM: &str = "sbom.spdx.json";
 const FACTS: &str = "facts.json";
 const OS_RELEASE: &str = "/usr/lib/os-release";
 const MAX_OS_RELEASE_BYTES: u64 = 64 << 10;
@@ -339,6 +341,34 @@ pub fn place_release(worker: &Worker<'_>, folder: &Folder, report: &mut Report) 
         report.files.push(folder.describe(&name)?);
     }
     Ok(())
+}
+
+/// Writes the SBOM of what is in the image.
+pub fn sbom(worker: &Worker<'_>, folder: &Folder) -> Result<FileReport> {
+    let build = worker.build;
+    let device = &build.resolved.device;
+    let root: RootFacts = facts(&worker.output(StepName::Root)?)?;
+    let (uki, bytes) = hash_file(&worker.output(StepName::Uki)?.join(UKI))?;
+    let debian = root.os_release.lines().find_map(|line| line.strip_prefix("VERSION_ID="));
+    let input = SbomInput {
+        product: &device.product,
+        version: &device.version,
+        board: &device.board,
+        arch: device.arch,
+        profile: &device.profile,
+        epoch_s: build.options.epoch,
+        debian: debian.unwrap_or_default().trim_matches('"'),
+        packages: &root.packages,
+        artefacts: &build.locked.artefacts,
+        outputs: &[
+            Output { name: "slot image".into(), sha256: root.sha256, bytes: root.bytes },
+            Output { name: "unified kernel image".into(), sha256: uki, bytes },
+        ],
+    };
+    let mut document = Vec::new();
+    sbom::write(&input, &mut document)?;
+    folder.write(SBOM, &document)?;
+    folder.describe(SBOM)
 }
 
 /// Files below a folder in order, each with its name below the output folder.
