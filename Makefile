@@ -39,7 +39,7 @@ $(BUILD)/keys:
 
 image: programs ## bake the demo image for the lab
 	@$(MAKE) --no-print-directory $(BUILD)/keys
-	$(FARHOLD) lock $(PROFILE) --board vm --out $(IMAGE).lock $(ARTEFACTS)
+	$(FARHOLD) lock $(PROFILE) --arch x86_64 --board vm --out $(IMAGE).lock $(ARTEFACTS)
 	$(FARHOLD) build $(PROFILE) --arch x86_64 --board vm --lock $(IMAGE).lock --keys $(BUILD)/keys --out $(IMAGE) $(ARTEFACTS)
 
 demo: image ## bake an image, boot it under UEFI, show the device's state

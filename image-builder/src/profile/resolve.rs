@@ -67,7 +67,7 @@ pub fn resolve(path: &Path, options: &Options) -> Result<Resolution, Vec<Finding
     let root = recipes.parent().unwrap_or(Path::new(""));
     let mut draft = Draft { profile: &profile, packs, arch, findings, scope: empty_scope() };
     let Some((name, board)) = draft.board(root, options) else { return Err(draft.findings) };
-    draft.scope(&name, &options.set);
+    draft.scope(&name, &board, &options.set);
     let settings = draft.settings();
     let loaded = draft.load();
     let resources = Some((name.as_str(), board.resources));
@@ -198,14 +198,14 @@ impl<'a> Draft<'a> {
     }
 
     /// Variables, and what templates know of the profile.
-    fn scope(&mut self, board: &str, set: &BTreeMap<String, String>) {
+    fn scope(&mut self, name: &str, board: &Board, set: &BTreeMap<String, String>) {
         let (vars, findings) = variables::evaluate(&self.profile.variables, set);
         self.findings.extend(findings);
         self.scope.vars = vars;
         let metadata = &self.profile.metadata;
         self.scope.profile = json!({
             "name": metadata.name, "version": metadata.version, "product": self.product(),
-            "arch": self.arch, "board": board,
+            "arch": self.arch, "board": name, "watchdog_s": board.boot.watchdog_s,
         });
         self.scope.ha = serde_json::to_value(&self.profile.ha).unwrap_or_default();
     }

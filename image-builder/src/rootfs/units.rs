@@ -55,7 +55,11 @@ pub fn apply(tree: &mut Tree, enabled: &[Enabled], wanted: &Units) -> Result<()>
     let mut masks: BTreeSet<&str> = wanted.mask.iter().map(String::as_str).collect();
     masks.extend(MASKED.iter().filter(|unit| find(tree, "system", unit).is_some()));
     let off = |unit: &str| masks.contains(unit) || wanted.disable.iter().any(|u| u == unit);
-    let mut done = BTreeSet::new();
+    let switched_off: BTreeSet<String> =
+        wanted.disable.iter().filter(|unit| !wanted.enable.contains(unit)).cloned().collect();
+    // Also= of another unit must not bring back what is switched off.
+    let mut done: BTreeSet<(String, String)> =
+        switched_off.iter().map(|unit| ("system".to_owned(), unit.clone())).collect();
     for unit in enabled.iter().filter(|unit| unit.user || !off(&unit.unit)) {
         let scope = if unit.user { "user" } else { "system" };
         // A package may name a unit that an exclude pattern left out: then there is nothing to enable.
@@ -78,6 +82,7 @@ pub fn apply(tree: &mut Tree, enabled: &[Enabled], wanted: &Units) -> Result<()>
         }
         tree.replace(&path, Entry::symlink("/dev/null", &origin))?;
     }
+    done.retain(|(_, unit)| !switched_off.contains(unit));
     presets(tree, &done, &origin)
 }
 
@@ -103,6 +108,11 @@ fn enable(
     }
     let instance = match (unit.split_once('@'), &install.default_instance) {
         (Some((stem, rest)), Some(default)) if rest.starts_with('.') => format!("{stem}@{default}{rest}"),
+        (Some((stem, rest)), None) if rest.starts_with('.') => {
+            bail!(
+                "unit `{unit}` is a template without DefaultInstance=; name an instance, as {stem}@NAME{rest}"
+            )
+        }
         (Some(_) | None, _) => unit.to_owned(),
     };
     let etc = format!("/etc/systemd/{scope}");
