@@ -4,6 +4,7 @@
 //! are kept as they are, so that a document that is read and written again has the same bytes; a document whose bytes
 //! differ from what its contents encode to is refused. Knows nothing of what the fields mean.
 
+use crate::keys::RoleError;
 use minicbor::data::Type;
 use minicbor::{Decoder, Encoder};
 use std::convert::Infallible;
@@ -57,8 +58,17 @@ pub enum DocumentError {
         /// Number of the field or kind.
         key: i64,
     },
+    /// Keys that make no role.
+    #[error("{part} cannot be used")]
+    Role {
+        /// Part of the document.
+        part: &'static str,
+        /// Why.
+        #[source]
+        source: RoleError,
+    },
     /// A value outside its limits.
-    #[error("{part}: {field} is {is}, but {must}")]
+    #[error("{part}: {field} is `{is}`, but {must}")]
     Value {
         /// Part of the document.
         part: &'static str,

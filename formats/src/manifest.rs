@@ -8,7 +8,7 @@ use crate::arch::Arch;
 use crate::document::{self, DocumentError, Ignored, MapWriter, Reader, need, value};
 use crate::frame::MAX_MANIFEST_BYTES;
 use crate::hex::Digest;
-use crate::object::{BlockSize, Geometry, Object, ObjectError};
+use crate::object::{BlockSize, Geometry, MAX_BLOCKS, Object, ObjectError};
 use crate::verity;
 
 /// Block size of a manifest's own object: a few satellite messages each.
@@ -454,8 +454,16 @@ impl ObjectFields {
     fn finish(self, part: &'static str) -> Result<ObjectRef, DocumentError> {
         let id = need(self.id, part, "object id")?;
         let (length, block) = (need(self.length, part, "length")?, need(self.block, part, "block size")?);
-        let limit = |error: ObjectError| value(part, "length", length, error);
-        Ok(ObjectRef { id, geometry: Geometry::new(length, block).or_else(limit)? })
+        let geometry = Geometry::new(length, block).or_else(|error| match error {
+            ObjectError::TooManyBlocks { blocks, .. } => {
+                value(part, "number of blocks", blocks, format!("at most {MAX_BLOCKS} are allowed"))
+            }
+            ObjectError::NoSuchBlock { .. }
+            | ObjectError::Length { .. }
+            | ObjectError::Hash { .. }
+            | ObjectError::ListMissing { .. } => value(part, "length", length, error),
+        })?;
+        Ok(ObjectRef { id, geometry })
     }
 }
 

@@ -102,7 +102,7 @@ impl Root {
             return value(ROOT, "version", 0, "must be 1 or more");
         }
         let all = self.root.keys().iter().chain(self.release.keys()).chain([&self.catalogue]);
-        distinct(all).or_else(|error| value(ROOT, "keys", error, "roles must not share keys"))
+        distinct(all).map_err(|source| DocumentError::Role { part: ROOT, source })
     }
 }
 
@@ -122,7 +122,7 @@ fn parse_role(reader: &mut Reader<'_>) -> Result<Role, DocumentError> {
         Ok(true)
     })?;
     let (threshold, keys) = (need(threshold, ROLE, "threshold")?, need(keys, ROLE, "keys")?);
-    Role::new(threshold, keys).or_else(|error| value(ROLE, "role", error, "it cannot be met"))
+    Role::new(threshold, keys).map_err(|source| DocumentError::Role { part: ROLE, source })
 }
 
 fn parse_key(reader: &mut Reader<'_>) -> Result<PublicKey, DocumentError> {
@@ -341,5 +341,17 @@ impl Chain {
             current = &document.root;
         }
         Ok(current.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_oversized_chain_is_refused_before_it_is_read() {
+        let bytes = vec![0x80; MAX_CHAIN_BYTES + 1];
+        let refused = DocumentError::TooLong { document: CHAIN, is: bytes.len(), max: MAX_CHAIN_BYTES };
+        assert_eq!(Chain::parse(&bytes), Err(RootError::Document(refused)));
     }
 }
