@@ -127,15 +127,24 @@ impl<'a> Apt<'a> {
     /// Writes a dpkg status in which the absent packages are installed at their newest version, and returns what
     /// they provide.
     fn stand_ins(&self, absent: &BTreeMap<&str, &Absent>) -> Result<Vec<Stanza>> {
-        let mut status = String::new();
+        let (mut status, mut pins) = (String::new(), String::new());
         let mut stanzas = Vec::new();
+        // Pins of the resolution before would hide versions from the look-up.
+        write(&self.folder.join("etc/preferences"), "")?;
         if !absent.is_empty() {
             let mut arguments = vec!["show", "--no-all-versions"];
             arguments.extend(absent.keys());
             let shown = self.run("apt-cache", &arguments).context("look up packages that are left out")?;
             stanzas = Stanza::parse_all(&shown);
-            stanzas.iter().for_each(|stanza| status.push_str(&stanza.installed()));
+            // For a virtual name apt shows a package that provides it; leaving that out was not asked for.
+            stanzas.retain(|stanza| absent.contains_key(stanza.name()));
+            for stanza in &stanzas {
+                status.push_str(&stanza.installed());
+                // apt takes the archive's stanza of the same version for an upgrade; it must not.
+                pins.push_str(&format!("Package: {}\nPin: release *\nPin-Priority: -1\n\n", stanza.name()));
+            }
         }
+        write(&self.folder.join("etc/preferences"), &pins)?;
         write(&self.folder.join("status"), &status)?;
         Ok(stanzas)
     }
@@ -274,6 +283,7 @@ fn configuration(folder: &Path, sources: &Sources<'_>) -> String {
         ("Dir::Log", at("log")),
         ("Dir::Etc", at("etc")),
         ("Dir::Etc::sourcelist", at("etc/sources.list")),
+        ("Dir::Etc::preferences", at("etc/preferences")),
         ("Dir::Etc::sourceparts", "/dev/null".into()),
         ("Dir::Etc::preferencesparts", "/dev/null".into()),
         ("Dir::Etc::trustedparts", "/dev/null".into()),

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use formats::arch::Arch;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Suites that tools come from.
@@ -115,9 +116,9 @@ impl Pinner<'_> {
         let Resolution { packages, mirrors } =
             apt.resolve(&requested, &resolved.debian.absent).map_err(|error| blame(error, resolved))?;
         drop(apt);
-        let artefacts =
-            resolved.artefacts.iter().map(|artefact| Ok((artefact.name.clone(), self.artefact(artefact)?)));
-        let artefacts = artefacts.collect::<Result<_>>()?;
+        let pin =
+            |artefact: &Artefact| Ok((artefact.name.clone(), self.artefact(artefact, resolved.arch())?));
+        let artefacts = resolved.artefacts.iter().map(pin).collect::<Result<_>>()?;
         let (uids, gids) = before.map(|lock| (lock.uids.clone(), lock.gids.clone())).unwrap_or_default();
         let board = resolved.device.board.clone();
         let mut locked = LockedArch { board, requested, mirrors, packages, artefacts, uids, gids };
@@ -128,29 +129,29 @@ impl Pinner<'_> {
         Ok(locked)
     }
 
-    fn artefact(&self, artefact: &Artefact) -> Result<LockedArtefact> {
+    fn artefact(&self, artefact: &Artefact, arch: Arch) -> Result<LockedArtefact> {
         let what = format!("artefact {} (from {})", artefact.name, artefact.origin);
-        let (found, size) =
-            match (self.artefacts.get(&artefact.name), &artefact.url, &artefact.sha256, artefact.size) {
-                (Some(path), ..) => self
-                    .store
-                    .put_file(path)
-                    .with_context(|| format!("{what}: take it from {}", path.display()))?,
-                (None, Some(_), Some(sha256), Some(size)) => {
-                    let sha256 = sha256.clone();
-                    return Ok(LockedArtefact { url: artefact.url.clone(), sha256, size });
+        let given = self.given(&artefact.name, arch).with_context(|| what.clone())?;
+        let (found, size) = match (given, &artefact.url, &artefact.sha256, artefact.size) {
+            (Some(path), ..) => self
+                .store
+                .put_file(path)
+                .with_context(|| format!("{what}: take it from {}", path.display()))?,
+            (None, Some(_), Some(sha256), Some(size)) => {
+                let sha256 = sha256.clone();
+                return Ok(LockedArtefact { url: artefact.url.clone(), sha256, size });
+            }
+            (None, Some(url), ..) => match self.in_folder(artefact)? {
+                Some(found) => found,
+                None => fetch::learn(self.store, &what, url, self.progress)?,
+            },
+            (None, None, ..) => match self.in_folder(artefact)? {
+                Some(found) => found,
+                None => {
+                    bail!("{what} is published nowhere: give it with --artefact {}=PATH", artefact.name)
                 }
-                (None, Some(url), ..) => match self.in_folder(artefact)? {
-                    Some(found) => found,
-                    None => fetch::learn(self.store, &what, url, self.progress)?,
-                },
-                (None, None, ..) => match self.in_folder(artefact)? {
-                    Some(found) => found,
-                    None => {
-                        bail!("{what} is published nowhere: give it with --artefact {}=PATH", artefact.name)
-                    }
-                },
-            };
+            },
+        };
         let wrong_digest = artefact.sha256.as_ref().filter(|sha256| **sha256 != found.to_string());
         if let Some(wanted) = wrong_digest {
             bail!(
@@ -161,6 +162,17 @@ impl Pinner<'_> {
             bail!("{what}: found {size} bytes, but the pack says {wanted}");
         }
         Ok(LockedArtefact { url: artefact.url.clone(), sha256: found.to_string(), size })
+    }
+
+    /// The file that the operator gave; a program for another architecture would only be noticed on the device.
+    fn given(&self, name: &str, arch: Arch) -> Result<Option<&Path>> {
+        let Some(path) = self.artefacts.get(name) else { return Ok(None) };
+        match program_arch(path)? {
+            Some(found) if found != arch => {
+                bail!("{} is a program for {found}, must be one for {arch}", path.display())
+            }
+            Some(_) | None => Ok(Some(path)),
+        }
     }
 
     fn in_folder(&self, artefact: &Artefact) -> Result<Option<(formats::hex::Digest, u64)>> {
@@ -251,7 +263,40 @@ fn blame(error: anyhow::Error, resolved: &Resolved) -> anyhow::Error {
     if askers.is_empty() { error } else { anyhow!("{text}; {}", askers.join(", ")) }
 }
 
+/// The architecture of an ELF file (elf(5), `e_machine`); none for other files and machines.
+fn program_arch(path: &Path) -> Result<Option<Arch>> {
+    let what = || format!("read {}", path.display());
+    let mut head = Vec::new();
+    File::open(path).with_context(what)?.take(20).read_to_end(&mut head).with_context(what)?;
+    Ok(match head[..] {
+        [0x7f, b'E', b'L', b'F', .., 62, 0] if head.len() == 20 => Some(Arch::X86_64),
+        [0x7f, b'E', b'L', b'F', .., 183, 0] if head.len() == 20 => Some(Arch::Arm64),
+        _ => None,
+    })
+}
+
 fn digest_of(path: &Path) -> Result<String> {
     let hash = || -> std::io::Result<_> { hash_reader(&mut File::open(path)?) };
     Ok(hash().with_context(|| format!("read {}", path.display()))?.0.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_told_apart_by_their_header() {
+        let dir = tempfile::tempdir().unwrap();
+        for (machine, expected) in [(62u8, Some(Arch::X86_64)), (183, Some(Arch::Arm64)), (8, None)] {
+            let mut head = vec![0u8; 64];
+            head[..4].copy_from_slice(b"\x7fELF");
+            head[18] = machine;
+            let path = dir.path().join("program");
+            std::fs::write(&path, &head).unwrap();
+            assert_eq!(program_arch(&path).unwrap(), expected);
+        }
+        let path = dir.path().join("text");
+        std::fs::write(&path, "x").unwrap();
+        assert_eq!(program_arch(&path).unwrap(), None);
+    }
 }
