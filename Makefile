@@ -47,9 +47,19 @@ demo: image ## bake an image, boot it under UEFI, show the device's state
 	$(FARHOLD) lab status --dir $(BUILD)/lab
 	$(FARHOLD) lab down --dir $(BUILD)/lab
 
+# What the VM tests look at.
+VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE) FARHOLD=$(CURDIR)/$(FARHOLD) FARHOLD_AGENT=$(CURDIR)/$(AGENT) FARHOLD_INIT=$(CURDIR)/$(INIT)
+
 test: image ## all tests that fit in CI
 	$(CARGO) test --release --workspace --exclude qemu-tests
-	FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE) FARHOLD=$(CURDIR)/$(FARHOLD) $(CARGO) test --release -p qemu-tests -- --test-threads=1
+	$(VM_ENV) $(CARGO) test --release -p qemu-tests -- --test-threads=1
+
+test-all: test ## and the ones that take longer
+	$(CARGO) test --release -p image-builder -- --ignored
+	$(VM_ENV) $(CARGO) test --release -p qemu-tests --features long -- --test-threads=1
+
+bench: programs ## farhold beside its peers, with ratios
+	$(CARGO) bench -p image-builder --bench bake
 
 check: ## formatting, lints, licences and advisories
 	$(CARGO) fmt --check
