@@ -38,8 +38,8 @@ fn tools() -> &'static ToolsRoot {
 #[ignore = "needs a Debian mirror"]
 fn hash_trees_are_those_of_veritysetup() {
     let dir = tempfile::tempdir().unwrap();
-    // One block, a full level, one more, and two levels with a rest.
-    for blocks in [1u64, 128, 129, 128 * 128 + 5] {
+    // Two blocks, a full level, one more, and three levels with a rest.
+    for blocks in [2u64, 128, 129, 128 * 128 + 5] {
         let image: Vec<u8> = (0..blocks * 4096).map(|n| (n / 4096 * 7 + n % 251) as u8).collect();
         let path = dir.path().join("image");
         std::fs::write(&path, &image).unwrap();

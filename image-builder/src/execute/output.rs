@@ -191,6 +191,18 @@ impl Folder {
     }
 }
 
+impl Drop for Folder {
+    /// A build that failed leaves nothing; one that was killed leaves what the next one removes.
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.path.display(), %error, "cannot remove an unfinished build");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
 fn empty(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

@@ -48,3 +48,20 @@ pub fn sign(tools: &ToolsRoot, keys: &Keys, program: &Path, signed: &Path) -> Re
     sbverify.arg("--cert").arg(&keys.certificate).arg(signed).run().context("check Secure Boot signature")?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_and_certificate_come_together_and_exist() {
+        let given = |key: Option<&str>, cert: Option<&str>| {
+            Keys::given(key.map(PathBuf::from), cert.map(PathBuf::from)).map(|keys| keys.is_some())
+        };
+        assert!(!given(None, None).unwrap());
+        let says = |result: Result<bool>| result.unwrap_err().to_string();
+        assert_eq!(says(given(Some("k"), None)), "--secure-boot-key needs --secure-boot-cert");
+        assert_eq!(says(given(None, Some("c"))), "--secure-boot-cert needs --secure-boot-key");
+        assert_eq!(says(given(Some("/no/k"), Some("c"))), "no Secure Boot key or certificate at /no/k");
+    }
+}

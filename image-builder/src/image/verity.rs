@@ -25,10 +25,11 @@ pub struct Area {
 /// Salt and block count for an image of `bytes` bytes whose SHA-256 is `digest`.
 ///
 /// # Errors
-/// If the length is not a whole number of blocks.
+/// If the length is not a whole number of blocks, or less than two.
 pub fn parameters(digest: Digest, bytes: u64) -> Result<Parameters> {
-    if bytes == 0 || !bytes.is_multiple_of(BLOCK as u64) {
-        bail!("slot image has {bytes} bytes, must be a multiple of {BLOCK}");
+    // The kernel's tree of a single block has no level at all; an image is never that small.
+    if bytes < 2 * BLOCK as u64 || !bytes.is_multiple_of(BLOCK as u64) {
+        bail!("slot image has {bytes} bytes, must be a multiple of {BLOCK} and two blocks or more");
     }
     Ok(Parameters { data_blocks: bytes / BLOCK as u64, salt: derive(b"farhold verity salt v1", digest) })
 }
@@ -109,7 +110,7 @@ mod tests {
         assert_eq!(error.unwrap_err().to_string(), "read slot image for its hash tree");
         assert_eq!(
             super::parameters(digest, 5000).unwrap_err().to_string(),
-            "slot image has 5000 bytes, must be a multiple of 4096"
+            "slot image has 5000 bytes, must be a multiple of 4096 and two blocks or more"
         );
     }
 }
