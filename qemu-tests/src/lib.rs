@@ -4,7 +4,8 @@
 //!
 //! - [`qemu`]: which QEMU and firmware to use
 //! - [`machine`]: a virtual machine as a value, and the command line that makes it
-//! - [`disk`]: disk images seen and damaged from outside
+//! - [`disk`], [`esp`]: disk images and the files on their ESP, seen and damaged from outside
+//! - [`firmware_vars`]: Secure Boot keys written into a machine's firmware variables
 //! - [`process`], [`socket`], [`qmp`]: the running QEMU, its sockets, its control channel
 //! - [`vm`]: one machine in one folder: disks, firmware variables, start, wait
 //! - [`console`], [`status`], [`ssh`]: what the guest says, what the agent says, commands inside the guest
@@ -18,7 +19,9 @@ pub mod attach;
 pub mod boot;
 pub mod console;
 pub mod disk;
+pub mod esp;
 pub mod fault;
+pub mod firmware_vars;
 pub mod machine;
 pub mod process;
 pub mod qemu;

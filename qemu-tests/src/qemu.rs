@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail};
 use formats::arch::Arch;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Oldest major version of QEMU whose emulation is trusted.
 const OLDEST: u32 = 8;
@@ -88,16 +89,19 @@ impl Qemu {
     }
 
     fn tools(arch: Arch, farhold: &Path) -> Result<Self> {
-        let output = Command::new(farhold)
-            .args(["tools", "lab", "--json"])
-            .output()
-            .with_context(|| format!("start {}", farhold.display()))?;
+        let mut command = Command::new(farhold);
+        command.args(["tools", "lab", "--json"]);
+        // The first time QEMU is downloaded: whoever waits at a terminal sees how far it is.
+        if std::io::stderr().is_terminal() {
+            command.stderr(Stdio::inherit());
+        }
+        let output = command.output().with_context(|| format!("start {}", farhold.display()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             bail!("`farhold tools lab --json` failed ({}): {}", output.status, said.trim());
         }
-        let tools: Tools =
-            serde_json::from_slice(&output.stdout).context("read what `farhold tools lab --json` printed")?;
+        let tools: Tools = serde_json::from_slice(&output.stdout)
+            .context("read what `farhold tools lab --json` printed")?;
         let command = match arch {
             Arch::X86_64 => tools.qemu_x86_64,
             Arch::Arm64 => tools.qemu_aarch64,

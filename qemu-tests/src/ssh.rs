@@ -48,9 +48,12 @@ pub fn is_free(port: u16) -> bool {
 /// The credential that lets the owner of a public key log in as root.
 pub fn credential(public_key: &str) -> (String, String) {
     let line = public_key.trim().replace('%', "%%");
+    // sshd takes the first value that it reads: the image's own file, which may forbid root, comes later.
     let rules = format!(
         "d /etc/ssh/authorized_keys.d 0755 root root -\n\
-         f+ /etc/ssh/authorized_keys.d/root 0644 root root - {line}\n"
+         f+ /etc/ssh/authorized_keys.d/root 0644 root root - {line}\n\
+         d /etc/ssh/sshd_config.d 0755 root root -\n\
+         f+ /etc/ssh/sshd_config.d/00-lab.conf 0644 root root - PermitRootLogin prohibit-password\n"
     );
     ("tmpfiles.extra".to_owned(), rules)
 }
@@ -162,7 +165,9 @@ mod tests {
     fn the_credential_is_lines_of_tmpfiles() {
         let (name, rules) = credential("ssh-ed25519 AAAA 100%me\n");
         assert_eq!(name, "tmpfiles.extra");
-        assert!(rules.ends_with("- ssh-ed25519 AAAA 100%%me\n"), "{rules}");
-        assert_eq!(rules.lines().count(), 2);
+        assert!(rules.contains("/root 0644 root root - ssh-ed25519 AAAA 100%%me\n"), "{rules}");
+        assert!(
+            rules.lines().all(|rule| rule.starts_with("d /etc/ssh/") || rule.starts_with("f+ /etc/ssh/"))
+        );
     }
 }

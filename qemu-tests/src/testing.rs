@@ -3,6 +3,7 @@
 use crate::disk::DiskImage;
 use crate::machine::Machine;
 use crate::ssh::free_port;
+use crate::status::settled;
 use crate::vm::{BOOT_PATIENCE, Lifetime, Vm};
 use anyhow::{Context, Result};
 use formats::status::Status;
@@ -80,6 +81,19 @@ impl TestVm {
         let (status, wall) = self.vm.follow_boot(BOOT_PATIENCE, |_, _| {})?;
         eprintln!("settled {:.1} s after power-on", wall.as_secs_f64());
         Ok(status)
+    }
+
+    /// Restarts from within, and waits until the next boot has settled.
+    ///
+    /// # Errors
+    /// If the guest does not restart or settle.
+    pub fn reboot(&self) -> Result<Status> {
+        let before = self.wait_status("any answer", BOOT_PATIENCE, |_| true)?.boot_id;
+        // The connection may break before the command's status comes back.
+        self.run("systemctl --no-block reboot")?;
+        self.wait_status("a settled next boot", BOOT_PATIENCE, |status| {
+            status.boot_id != before && settled(status)
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use formats::status::{Severity, Status};
 use qemu_tests::boot;
 use qemu_tests::site::Site;
 use serde::Serialize;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,11 +27,21 @@ struct Node {
 pub fn status(site: &Site, json: bool) -> Result<ExitCode> {
     let nodes: Vec<Node> = site.nodes().iter().map(|name| node(site, name)).collect::<Result<_>>()?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&nodes).context("encode the status")?);
+        say(&format!("{}\n", serde_json::to_string_pretty(&nodes).context("encode the status")?))?;
     } else {
-        nodes.iter().for_each(|node| print!("{}", words(node)));
+        say(&nodes.iter().map(words).collect::<String>())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints; a reader that has seen enough is no error.
+fn say(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("write to standard output")
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn node(site: &Site, name: &str) -> Result<Node> {
@@ -120,7 +130,7 @@ pub fn follow(site: &Site, nodes: &[String], patience: Duration) -> Result<()> {
             .with_context(|| {
                 format!("{name} does not come up; it is left as it is: `farhold lab console {name}`, `farhold lab down`")
             })?;
-        print!("{}", boot::table(&status, u64::try_from(since.as_millis())?));
+        say(&boot::table(&status, u64::try_from(since.as_millis())?))?;
     }
     Ok(())
 }
