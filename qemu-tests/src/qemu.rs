@@ -100,8 +100,8 @@ impl Qemu {
             let said = String::from_utf8_lossy(&output.stderr);
             bail!("`farhold tools lab --json` failed ({}): {}", output.status, said.trim());
         }
-        let tools: Tools = serde_json::from_slice(&output.stdout)
-            .context("read what `farhold tools lab --json` printed")?;
+        let tools: Tools =
+            serde_json::from_slice(&output.stdout).context("read what `farhold tools lab --json` printed")?;
         let command = match arch {
             Arch::X86_64 => tools.qemu_x86_64,
             Arch::Arm64 => tools.qemu_aarch64,
