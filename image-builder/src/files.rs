@@ -1,9 +1,11 @@
 //! Files that a pack brings: `files/` as they stand in the image, those that end in `.j2` rendered; `manifests/` and
 //! `charts/` where the device's Kubernetes finds them.
 
+use crate::finding::Finding;
 use crate::pack::repository::Pack;
 use crate::resolved::{FileContent, ImageFile};
-use crate::template::{self, Scope};
+use crate::template::{self, RenderError, Scope};
+use crate::yaml;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,17 +25,10 @@ pub fn text(path: String, text: String, origin: &str) -> ImageFile {
     }
 }
 
-/// All files of a pack, rendered.
-///
-/// # Errors
-/// Place and message of each file that cannot be read or rendered, and of modes that no file has.
-pub fn of_pack(
-    pack: &Pack,
-    order: usize,
-    origin: &str,
-    scope: &Scope,
-) -> Result<Vec<ImageFile>, Vec<(String, String)>> {
-    let mut errors = Vec::new();
+/// All files of a pack, rendered, and one finding for each that cannot be read or rendered, and for modes that no file
+/// has.
+pub fn of_pack(pack: &Pack, order: usize, origin: &str, scope: &Scope) -> (Vec<ImageFile>, Vec<Finding>) {
+    let mut findings = Vec::new();
     let mut files = Vec::new();
     let manifests = format!("{MANIFESTS}/{order:02}-{}", pack.file.name);
     for (folder, prefix) in [("files", ""), ("manifests", manifests.as_str()), ("charts", manifests.as_str())]
@@ -43,43 +38,53 @@ pub fn of_pack(
         if root.is_dir()
             && let Err(error) = walk(&root, DEPTH, &mut found)
         {
-            errors.push((root.display().to_string(), error.to_string()));
+            let finding = Finding::error("", format!("cannot be read: {error}"), "make it readable");
+            findings.push(finding.in_file(root.display().to_string()));
         }
         found.sort();
         for path in found {
-            match one(&path, &root, prefix, origin, scope) {
-                Ok(file) => files.push(file),
-                Err(message) => errors.push((path.display().to_string(), message)),
+            match one(&path, &root, prefix, scope) {
+                Ok(file) => files.push(ImageFile { origin: origin.into(), ..file }),
+                Err(RenderError { line, message }) => {
+                    let finding = Finding::error("", message, "correct the pack's file");
+                    let place = line.map(|line| (line, 0));
+                    findings.push(finding.in_file(path.display().to_string()).at_line(place));
+                }
             }
         }
     }
     for (path, mode) in &pack.file.modes {
         let bits = u32::from_str_radix(mode, 8).ok().filter(|bits| *bits <= 0o7777);
-        match (files.iter_mut().find(|file| file.path == *path), bits) {
-            (Some(file), Some(bits)) => file.mode = bits,
-            (None, _) => errors.push((format!("modes.{path}"), "the pack has no such file".into())),
-            (_, None) => errors.push((format!("modes.{path}"), format!("`{mode}` is not an octal mode"))),
-        }
+        let problem = match (files.iter_mut().find(|file| file.path == *path), bits) {
+            (Some(file), Some(bits)) => {
+                file.mode = bits;
+                continue;
+            }
+            (None, _) if !findings.is_empty() => continue,
+            (None, _) => ("the pack has no such file".to_owned(), "correct the path"),
+            (Some(_), None) => (format!("`{mode}` is not an octal mode"), "write it as \"0755\""),
+        };
+        let finding = Finding::error(format!("modes.{path}"), problem.0, problem.1);
+        findings.push(finding.in_file(pack.folder.join("pack.yaml").display().to_string()));
     }
-    if errors.is_empty() { Ok(files) } else { Err(errors) }
+    (files, findings)
 }
 
-fn one(path: &Path, root: &Path, prefix: &str, origin: &str, scope: &Scope) -> Result<ImageFile, String> {
-    let inside = path.strip_prefix(root).map_err(|error| error.to_string())?;
-    let inside = inside.to_str().ok_or("the name is not UTF-8")?;
+fn one(path: &Path, root: &Path, prefix: &str, scope: &Scope) -> Result<ImageFile, RenderError> {
+    let wrong = |message: String| RenderError { line: None, message };
+    let inside = path.strip_prefix(root).map_err(|error| wrong(error.to_string()))?;
+    let inside = inside.to_str().ok_or_else(|| wrong("the name is not UTF-8".into()))?;
     let target = |name: &str| format!("{prefix}/{name}");
     if let Ok(link) = fs::read_link(path) {
-        let link = link.to_str().ok_or("the link is not UTF-8")?.to_owned();
-        let file = text(target(inside), String::new(), origin);
+        let link = link.to_str().ok_or_else(|| wrong("the link is not UTF-8".into()))?.to_owned();
+        let file = text(target(inside), String::new(), "");
         return Ok(ImageFile { content: FileContent::Symlink { target: link }, ..file });
     }
     if let Some(name) = inside.strip_suffix(".j2") {
-        let source = fs::read_to_string(path).map_err(|error| error.to_string())?;
-        let rendered =
-            template::render(&source, inside, scope).map_err(|error| error.root_cause().to_string())?;
-        return Ok(text(target(name), rendered, origin));
+        let source = yaml::text(path).map_err(|finding| wrong(finding.message))?;
+        return Ok(text(target(name), template::render(&source, scope)?, ""));
     }
-    let file = text(target(inside), String::new(), origin);
+    let file = text(target(inside), String::new(), "");
     Ok(ImageFile { content: FileContent::Copy { from: path.to_owned() }, ..file })
 }
 

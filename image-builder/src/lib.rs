@@ -28,6 +28,7 @@ pub mod release;
 pub mod resolved;
 pub mod rootfs;
 pub mod sbom;
+pub mod schema;
 pub mod settings;
 pub mod store;
 pub mod template;

@@ -3,6 +3,7 @@
 
 use formats::arch::Arch;
 use formats::device::DeviceProfile;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -167,7 +168,7 @@ pub struct Artefact {
 }
 
 /// Where an artefact goes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "as", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Install {
     /// A file in the image.
@@ -225,7 +226,7 @@ pub enum FileContent {
 }
 
 /// systemd units by what happens to them; later layers win.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Units {
     /// Enabled as their `[Install]` section says.
@@ -272,7 +273,7 @@ pub struct Boot {
 }
 
 /// Sizes of a disk image; `None` lets the builder choose (slots twice the first image).
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     /// ESP, MiB.

@@ -104,11 +104,19 @@ impl CheckCmd {
             }
             match (errors, findings.len() - errors) {
                 (0, 0) => println!("{}: no findings", self.profile.profile.display()),
-                (errors, warnings) => {
-                    println!("{}: {errors} errors, {warnings} warnings", self.profile.profile.display())
-                }
+                (errors, warnings) => println!(
+                    "{}: {}, {}",
+                    self.profile.profile.display(),
+                    counted(errors, "error"),
+                    counted(warnings, "warning")
+                ),
             }
         }
         Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+fn counted(n: usize, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{plural}")
 }

@@ -36,6 +36,25 @@ impl LayerKind {
     }
 }
 
+/// Names of processors, for the published schemas.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) enum ArchName {
+    #[schemars(rename = "x86_64")]
+    X86_64,
+    #[schemars(rename = "arm64")]
+    Arm64,
+}
+
+/// A map with processors as keys, for the published schemas.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct ByArch<T> {
+    x86_64: Option<T>,
+    arm64: Option<T>,
+}
+
 /// `pack.yaml`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -52,7 +71,7 @@ pub struct PackFile {
     /// Which layer it fills.
     pub layer: LayerKind,
     /// Processors it is made for.
-    #[schemars(with = "Vec<String>")]
+    #[schemars(with = "Vec<ArchName>")]
     pub arch: Vec<Arch>,
     /// What it needs beside it.
     #[serde(default)]
@@ -62,14 +81,13 @@ pub struct PackFile {
     pub packages: Vec<String>,
     /// Debian packages for one processor.
     #[serde(default)]
-    #[schemars(with = "BTreeMap<String, Vec<String>>")]
+    #[schemars(with = "ByArch<Vec<String>>")]
     pub packages_by_arch: BTreeMap<Arch, Vec<String>>,
     /// Files fetched by digest.
     #[serde(default)]
     pub artefacts: Vec<PackArtefact>,
     /// systemd units.
     #[serde(default)]
-    #[schemars(with = "BTreeMap<String, Vec<String>>")]
     pub units: Units,
     /// Octal modes of paths below `files/` that differ from 0644.
     #[serde(default)]
@@ -151,11 +169,10 @@ pub struct PackArtefact {
     /// Name, unique in a profile.
     pub name: String,
     /// Where it goes.
-    #[schemars(with = "serde_json::Value")]
     pub install: Install,
     /// Where it comes from; empty for what is built beside the builder.
     #[serde(default)]
-    #[schemars(with = "BTreeMap<String, Source>")]
+    #[schemars(with = "ByArch<Source>")]
     pub source: BTreeMap<Arch, Source>,
 }
 

@@ -48,32 +48,37 @@ impl DebianRules {
     }
 }
 
-/// All packs below a recipes folder, by name, versions in order.
+/// All packs below some folders, by name, versions in order.
 #[derive(Debug)]
 pub struct Repository {
-    folder: PathBuf,
+    folders: Vec<PathBuf>,
     versions: BTreeMap<String, Vec<String>>,
 }
 
 impl Repository {
-    /// Lists the packs below `recipes/packs`.
+    /// Lists the packs below folders; of the same version in two of them the first wins.
     ///
     /// # Errors
-    /// If the folder cannot be read.
-    pub fn open(recipes: &Path) -> Result<Self, Finding> {
-        let folder = recipes.join("packs");
-        let unreadable = |error: std::io::Error| {
-            let next = "give the folder that holds `packs` with --recipes or FARHOLD_RECIPES";
-            Finding::error(folder.display().to_string(), format!("cannot be read: {error}"), next)
-        };
-        let mut versions = BTreeMap::new();
-        for name in names(&folder).map_err(unreadable)? {
-            let mut found = names(&folder.join(&name)).map_err(unreadable)?;
-            found.retain(|version| folder.join(&name).join(version).join("pack.yaml").is_file());
-            found.sort_by(|a, b| version::compare(a, b));
-            versions.insert(name, found);
+    /// If a folder cannot be read.
+    pub fn open(folders: &[PathBuf]) -> Result<Self, Finding> {
+        let mut versions: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for folder in folders {
+            let unreadable = |error: std::io::Error| {
+                let next = "make it readable, or give another with --recipes or FARHOLD_RECIPES";
+                Finding::error("", format!("cannot be read: {error}"), next)
+                    .in_file(folder.display().to_string())
+            };
+            for name in names(folder).map_err(unreadable)? {
+                let mut found = names(&folder.join(&name)).map_err(unreadable)?;
+                found.retain(|version| folder.join(&name).join(version).join("pack.yaml").is_file());
+                versions.entry(name).or_default().extend(found);
+            }
         }
-        Ok(Self { folder, versions })
+        for found in versions.values_mut() {
+            found.sort_by(|a, b| version::compare(a, b));
+            found.dedup();
+        }
+        Ok(Self { folders: folders.to_owned(), versions })
     }
 
     /// Versions of a pack, lowest first; none if there is no such pack.
@@ -94,14 +99,15 @@ impl Repository {
             let next = format!("versions of {name}: {}", join(versions.iter().map(String::as_str)));
             return Err(Finding::error("version", format!("{name} has no version {version}"), next));
         }
-        let folder = self.folder.join(name).join(version);
-        let file: PackFile = yaml::load(&folder.join("pack.yaml"))?;
+        let mut places = self.folders.iter().map(|folder| folder.join(name).join(version));
+        let folder = places.find(|folder| folder.join("pack.yaml").is_file()).unwrap_or_default();
+        let path = folder.join("pack.yaml");
+        let file: PackFile = yaml::load(&path)?;
         if (file.name.as_str(), file.version.as_str()) != (name, version) {
-            return Err(Finding::error(
-                folder.join("pack.yaml").display().to_string(),
-                format!("says it is {} {}, but its folder is {name}/{version}", file.name, file.version),
-                "make them equal",
-            ));
+            let message =
+                format!("says it is {} {}, but its folder is {name}/{version}", file.name, file.version);
+            let finding = Finding::error("", message, "make them equal");
+            return Err(finding.in_file(path.display().to_string()));
         }
         let values = optional(&folder.join("values.yaml"), yaml::load)?;
         let schema = optional(&folder.join("schema.json"), json)?;
@@ -123,7 +129,8 @@ fn optional<T>(path: &Path, read: impl FnOnce(&Path) -> Result<T, Finding>) -> R
 
 fn json(path: &Path) -> Result<Value, Finding> {
     serde_json::from_str(&yaml::text(path)?).map_err(|error| {
-        Finding::error(path.display().to_string(), error.to_string(), "correct the JSON Schema")
+        let message = error.to_string();
+        Finding::error("", message, "correct the JSON Schema").in_file(path.display().to_string())
     })
 }
 

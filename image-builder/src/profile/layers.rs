@@ -9,52 +9,68 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 
 /// A layer with its pack.
-pub type Loaded<'a> = (&'a Layer, Pack);
+#[derive(Debug)]
+pub struct Loaded<'a> {
+    /// Place in the profile's list.
+    pub index: usize,
+    /// As the profile has it.
+    pub layer: &'a Layer,
+    /// The pack, with the profile's values.
+    pub pack: Pack,
+    /// Whether all its values could be filled in.
+    pub complete: bool,
+}
 
-/// Everything that is wrong between layers.
-pub fn check(layers: &[Loaded<'_>], packs: &Repository, board: Option<(&str, Resources)>) -> Vec<Finding> {
-    let mut findings = order(layers);
-    for (layer, pack) in layers {
+/// Everything that is wrong between layers. `all` also has those whose pack could not be read: what needs them is not
+/// to blame.
+pub fn check(
+    all: &[Layer],
+    loaded: &[Loaded<'_>],
+    packs: &Repository,
+    board: Option<(&str, Resources)>,
+) -> Vec<Finding> {
+    let mut findings = order(all);
+    for Loaded { index, layer, pack, .. } in loaded {
+        let path = format!("layers[{index}]");
+        if pack.file.layer != layer.layer {
+            let made_for = pack.file.layer.name();
+            let message = format!("pack {} is made for layer {made_for}", layer.pack);
+            let finding = Finding::error(format!("{path}.layer"), message, format!("write `{made_for}`"));
+            findings.push(finding.at(layer.id()));
+        }
         for dependency in &pack.file.constraints.dependencies {
-            findings.extend(dependency_of(layer, dependency, layers, packs));
+            if let Some((message, next)) = unmet(dependency, all, packs) {
+                findings.push(Finding::error(path.as_str(), message, next).at(layer.id()));
+            }
         }
     }
-    findings.extend(circle(layers));
+    findings.extend(circle(loaded));
     if let Some((name, resources)) = board {
-        findings.extend(resources_of(layers, name, resources));
+        findings.extend(resources_of(loaded, name, resources));
     }
     findings
 }
 
-fn order(layers: &[Loaded<'_>]) -> Vec<Finding> {
+fn order(layers: &[Layer]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for pair in layers.windows(2) {
-        let ((before, _), (after, _)) = (&pair[0], &pair[1]);
+    for (n, pair) in layers.windows(2).enumerate() {
+        let (before, after) = (&pair[0], &pair[1]);
         if after.layer < before.layer {
-            let message = format!("stands after {}", before.label());
+            let message = format!("stands after the {} layer {}", before.layer.name(), before.pack);
             let next = "put layers in the order os, kubernetes, cni, csi, addon";
-            findings.push(Finding::error("layers", message, next).at(after.label()));
+            findings.push(Finding::error(format!("layers[{}]", n + 1), message, next).at(after.id()));
         }
     }
-    for (n, (layer, pack)) in layers.iter().enumerate() {
-        if layers[..n].iter().any(|(other, _)| other.pack == layer.pack) {
-            findings
-                .push(Finding::error("layers", "is in the profile twice", "remove one").at(layer.label()));
-        }
-        if pack.file.layer != layer.layer {
-            let message = format!("pack {} is made for layer {}", layer.pack, pack.file.layer.name());
-            findings.push(Finding::error("layer", message, "use it there").at(layer.label()));
-        }
-    }
-    for kind in [LayerKind::Os, LayerKind::Kubernetes, LayerKind::Cni] {
-        let of_kind: Vec<&str> = layers
-            .iter()
-            .filter(|(layer, _)| layer.layer == kind)
-            .map(|(layer, _)| layer.pack.as_str())
-            .collect();
-        if of_kind.len() > 1 {
-            let message = format!("{} packs fill layer {}: {}", of_kind.len(), kind.name(), join(of_kind));
-            findings.push(Finding::error("layers", message, "keep one"));
+    for (n, layer) in layers.iter().enumerate() {
+        let path = format!("layers[{n}]");
+        if layers[..n].iter().any(|other| other.pack == layer.pack) {
+            let message = format!("pack {} is in the profile twice", layer.pack);
+            findings.push(Finding::error(path, message, "remove one").at(layer.id()));
+        } else if [LayerKind::Os, LayerKind::Kubernetes, LayerKind::Cni].contains(&layer.layer)
+            && let Some(other) = layers[..n].iter().find(|other| other.layer == layer.layer)
+        {
+            let message = format!("layer {} is filled by {} already", layer.layer.name(), other.pack);
+            findings.push(Finding::error(path, message, "keep one of them").at(layer.id()));
         }
     }
     findings
@@ -76,22 +92,17 @@ fn range(dependency: &Dependency) -> String {
     }
 }
 
-fn dependency_of(
-    layer: &Layer,
-    wants: &Dependency,
-    layers: &[Loaded<'_>],
-    packs: &Repository,
-) -> Option<Finding> {
-    let finding =
-        |message: String, next: String| Some(Finding::error("constraints", message, next).at(layer.label()));
+/// What is wrong and what to do, if a dependency is not met.
+fn unmet(wants: &Dependency, layers: &[Layer], packs: &Repository) -> Option<(String, String)> {
     let name = match (&wants.pack, wants.layer) {
         (Some(pack), _) => pack.clone(),
         (None, Some(kind)) => format!("layer {}", kind.name()),
         (None, None) => {
-            return finding("a dependency has neither `pack` nor `layer`".into(), "name one of them".into());
+            let message = "a dependency in pack.yaml has neither `pack` nor `layer`".into();
+            return Some((message, "name one of them there".into()));
         }
     };
-    let there = layers.iter().map(|(other, _)| *other).find(|other| match &wants.pack {
+    let there = layers.iter().find(|other| match &wants.pack {
         Some(pack) => *pack == other.pack,
         None => wants.layer == Some(other.layer),
     });
@@ -100,23 +111,23 @@ fn dependency_of(
         join(versions.iter().map(String::as_str).filter(|version| in_range(version, wants)))
     };
     match (wants.kind, there) {
-        (DependencyKind::Required, None) => finding(
+        (DependencyKind::Required, None) => Some((
             format!("needs {name}{}, which is not in the profile", range(wants)),
             match wants.pack {
                 Some(_) => format!("add it; versions that would do: {}", fitting()),
                 None => "add a pack of that layer".into(),
             },
-        ),
+        )),
         (DependencyKind::Required | DependencyKind::Optional, Some(other))
             if !in_range(&other.version, wants) =>
         {
-            finding(
+            Some((
                 format!("needs {name}{}, but the profile has {}", range(wants), other.version),
                 format!("versions of {name} that would do: {}", fitting()),
-            )
+            ))
         }
         (DependencyKind::NotSupported, Some(other)) if in_range(&other.version, wants) => {
-            finding(format!("does not work with {name} {}", other.version), "remove one of the two".into())
+            Some((format!("does not work with {name} {}", other.version), "remove one of the two".into()))
         }
         (
             DependencyKind::Required
@@ -131,7 +142,7 @@ fn dependency_of(
 /// A circle of `required`: none of its packs could come first.
 fn circle(layers: &[Loaded<'_>]) -> Option<Finding> {
     let mut needs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (layer, pack) in layers {
+    for Loaded { layer, pack, .. } in layers {
         let required =
             pack.file.constraints.dependencies.iter().filter(|d| d.kind == DependencyKind::Required);
         needs.insert(&layer.pack, required.filter_map(|d| d.pack.as_deref()).collect());
@@ -139,7 +150,7 @@ fn circle(layers: &[Loaded<'_>]) -> Option<Finding> {
     let mut walk = Walk { needs: &needs, open: Vec::new(), done: Vec::new() };
     let circle = needs.keys().find_map(|name| walk.visit(name))?;
     let message = format!("packs need each other in a circle: {circle}");
-    Some(Finding::error("constraints", message, "remove one `required`"))
+    Some(Finding::error("layers", message, "remove one `required` from their pack.yaml"))
 }
 
 struct Walk<'m, 'a> {
@@ -176,7 +187,7 @@ fn resources_of(layers: &[Loaded<'_>], board: &str, has: Resources) -> Vec<Findi
     for (what, unit, of) in kinds {
         let mut amounts: Vec<(u64, &str)> = layers
             .iter()
-            .map(|(layer, pack)| (of(&pack.file.constraints.resources), layer.pack.as_str()))
+            .map(|loaded| (of(&loaded.pack.file.constraints.resources), loaded.layer.pack.as_str()))
             .collect();
         let (needed, given) = (amounts.iter().map(|(amount, _)| amount).sum::<u64>(), of(&has));
         amounts.sort_by_key(|(amount, _)| Reverse(*amount));

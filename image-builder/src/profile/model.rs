@@ -1,11 +1,14 @@
 //! The profile file as types. Every struct refuses unknown keys; units stand in the names.
+//!
+//! `health`, `ha` and `settings` hold templates, so they are typed only after variables were filled in.
 
-use crate::pack::model::LayerKind;
+use crate::finding::LayerId;
+use crate::pack::model::{ArchName, ByArch, LayerKind};
 use crate::resolved::Disk;
 use formats::arch::Arch;
-use formats::device::{HaSettings, HealthCheck};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// A profile.
@@ -15,10 +18,10 @@ pub struct Profile {
     /// Who it is.
     pub metadata: Metadata,
     /// Processors that images are made for.
-    #[schemars(with = "Vec<String>")]
+    #[schemars(with = "Vec<ArchName>")]
     pub arch: Vec<Arch>,
     /// Board for each processor.
-    #[schemars(with = "BTreeMap<String, String>")]
+    #[schemars(with = "ByArch<String>")]
     pub board: BTreeMap<Arch, String>,
     /// Typed variables, used as `{{ vars.NAME }}` in values and settings, set with `--set NAME=VALUE`.
     #[serde(default)]
@@ -27,16 +30,23 @@ pub struct Profile {
     pub layers: Vec<Layer>,
     /// Checks that decide whether a boot is healthy.
     #[serde(default)]
-    #[schemars(with = "Vec<serde_json::Value>")]
-    pub health: Vec<HealthCheck>,
+    #[schemars(with = "Vec<Health>")]
+    pub health: Value,
     /// Two-node settings; absent for a single node.
     #[serde(default)]
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub ha: Option<HaSettings>,
+    #[schemars(with = "Option<Ha>")]
+    pub ha: Value,
     /// Accounts, network, time, logs.
     #[serde(default)]
     #[schemars(with = "Settings")]
-    pub settings: serde_json::Value,
+    pub settings: Value,
+}
+
+impl Profile {
+    /// Product that releases are matched against.
+    pub fn product(&self) -> &str {
+        self.metadata.product.as_ref().unwrap_or(&self.metadata.name)
+    }
 }
 
 /// Who a profile is.
@@ -64,10 +74,13 @@ pub struct Variable {
     pub kind: VariableKind,
     /// Value if none is set; a variable without one must be set.
     #[serde(default)]
-    pub default: Option<serde_json::Value>,
+    pub default: Option<Value>,
     /// Allowed values.
+    #[serde(default, rename = "enum")]
+    pub one_of: Vec<Value>,
+    /// Regular expression that a text must match.
     #[serde(default)]
-    pub one_of: Vec<serde_json::Value>,
+    pub pattern: Option<String>,
     /// What it is for.
     #[serde(default)]
     pub description: String,
@@ -111,14 +124,106 @@ pub struct Layer {
     pub version: String,
     /// Values that differ from the pack's.
     #[serde(default)]
-    pub values: serde_json::Map<String, serde_json::Value>,
+    pub values: serde_json::Map<String, Value>,
 }
 
 impl Layer {
     /// The layer as findings name it.
-    pub fn label(&self) -> String {
-        format!("{} {} {}", self.layer.name(), self.pack, self.version)
+    pub fn id(&self) -> LayerId {
+        LayerId { layer: self.layer.name().into(), pack: self.pack.clone(), version: self.version.clone() }
     }
+    /// The pack as files and packages name who brought them.
+    pub fn origin(&self) -> String {
+        format!("{} {}", self.pack, self.version)
+    }
+}
+
+/// A health check with its deadline, as [`formats::device::HealthCheck`] carries it to the device.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Health {
+    /// A systemd unit is active.
+    Unit {
+        /// Unique name.
+        name: String,
+        /// Seconds after boot by which it must have passed.
+        deadline_s: u32,
+        /// Unit name.
+        unit: String,
+    },
+    /// A TCP port on this machine accepts.
+    Port {
+        /// Unique name.
+        name: String,
+        /// Seconds after boot by which it must have passed.
+        deadline_s: u32,
+        /// Port number.
+        port: u16,
+    },
+    /// An HTTP request to this machine answers 2xx.
+    Http {
+        /// Unique name.
+        name: String,
+        /// Seconds after boot by which it must have passed.
+        deadline_s: u32,
+        /// Address; the host must be a loopback address.
+        url: String,
+    },
+    /// This node is Ready in Kubernetes.
+    NodeReady {
+        /// Unique name.
+        name: String,
+        /// Seconds after boot by which it must have passed.
+        deadline_s: u32,
+    },
+    /// A file system has room.
+    Disk {
+        /// Unique name.
+        name: String,
+        /// Seconds after boot by which it must have passed.
+        deadline_s: u32,
+        /// Mount point.
+        path: String,
+        /// Least free share, percent.
+        #[schemars(range(max = 100))]
+        min_free_percent: u8,
+    },
+    /// A command ends with 0.
+    Command {
+        /// Unique name.
+        name: String,
+        /// Seconds after boot by which it must have passed.
+        deadline_s: u32,
+        /// Program and arguments.
+        #[schemars(length(min = 1))]
+        argv: Vec<String>,
+    },
+}
+
+/// Two-node settings, as [`formats::device::HaSettings`] carries them to the device.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Ha {
+    /// What to do when the peer is lost.
+    pub on_peer_loss: OnPeerLoss,
+    /// Address and port of the witness; excludes `prefer`.
+    #[serde(default)]
+    pub witness: Option<String>,
+    /// Address with prefix length that follows the primary.
+    #[serde(default)]
+    pub virtual_ip: Option<String>,
+}
+
+/// Policy on loss of the peer.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnPeerLoss {
+    /// Ask the witness; go on only with its vote.
+    Witness,
+    /// Write nothing until an operator confirms.
+    Hold,
+    /// The named node goes on alone.
+    Prefer(String),
 }
 
 /// The `settings` of a profile, read after variables are filled in.
@@ -131,6 +236,8 @@ pub struct Settings {
     pub users: Vec<UserSettings>,
     /// Network interfaces; DHCP on every wired one if empty.
     pub networks: Vec<Network>,
+    /// Cellular modems; add the packages `modemmanager` and `network-manager`.
+    pub modems: Vec<Modem>,
     /// Proxy for everything that honours it.
     pub proxy: Option<Proxy>,
     /// Time servers.
@@ -146,7 +253,6 @@ pub struct Settings {
     /// Words for the kernel command line.
     pub kernel_args: Vec<String>,
     /// Partition sizes.
-    #[schemars(with = "BTreeMap<String, u64>")]
     pub disk: Disk,
 }
 
@@ -178,7 +284,7 @@ fn bash() -> String {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// Interface name or shell pattern, as `en*`.
+    /// Interface name or shell pattern, as `en*`; for Wi-Fi the name that the adapter gets, `wlan0` if absent.
     #[serde(default)]
     pub interface: Option<String>,
     /// Hardware address, instead of a name.
@@ -208,9 +314,6 @@ pub struct Network {
     /// Wi-Fi; adds the package `wpasupplicant`.
     #[serde(default)]
     pub wifi: Option<Wifi>,
-    /// Cellular modem; adds the package `modemmanager`.
-    #[serde(default)]
-    pub modem: Option<Modem>,
 }
 
 /// A VLAN.
@@ -239,12 +342,28 @@ pub struct Wifi {
     pub country: String,
 }
 
-/// A cellular connection.
+/// A cellular connection, kept up by NetworkManager and ModemManager, which leave all other interfaces alone.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Modem {
     /// Access point name.
     pub apn: String,
+    /// User, where the network asks for one.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Password of the user.
+    #[serde(default)]
+    pub password: Option<String>,
+    /// PIN of the SIM card.
+    #[serde(default)]
+    pub pin: Option<String>,
+    /// Preference of its routes, lower is better; wired networks have 1024 unless set.
+    #[serde(default = "modem_metric")]
+    pub metric: u32,
+}
+
+const fn modem_metric() -> u32 {
+    2000
 }
 
 /// Proxy addresses.

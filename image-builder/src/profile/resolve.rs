@@ -1,20 +1,21 @@
 //! Turns a profile into plain values, and finds everything that is wrong with it at once.
 
+use super::folders::Folders;
 use super::layers::{self, Loaded};
-use super::model::{Profile, Settings};
-use super::variables;
-use crate::board::{Board, overlay};
-use crate::finding::{Finding, Severity, join, suggest};
-use crate::pack::model::{LayerKind, PackFile};
+use super::model::{Ha, Health, Profile, Settings};
+use super::{basics, collect, variables};
+use crate::board::Board;
+use crate::finding::{Finding, LayerId, Severity, join};
 use crate::pack::repository::{Pack, Repository};
-use crate::resolved::{Artefact, Boot, FileContent, ImageFile, Resolved, Units, User};
-use crate::settings::{network, system};
+use crate::resolved::Resolved;
 use crate::template::{self, Scope};
-use crate::{files, yaml};
+use crate::{schema, yaml};
 use formats::arch::Arch;
-use formats::device::{DEVICE_PROFILE, DeviceLayer, DeviceProfile, OnPeerLoss};
+use formats::device::{HaSettings, HealthCheck};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What a caller decides about a profile.
@@ -45,59 +46,37 @@ pub struct Resolution {
 /// Everything that is wrong, at least one of it an error.
 pub fn resolve(path: &Path, options: &Options) -> Result<Resolution, Vec<Finding>> {
     let text = yaml::text(path).map_err(|finding| vec![finding])?;
-    let profile: Profile =
-        yaml::parse(&text, &path.display().to_string()).map_err(|finding| vec![finding])?;
-    let recipes = recipes_folder(path, options).map_err(|finding| vec![finding])?;
-    let packs = Repository::open(&recipes).map_err(|finding| vec![finding])?;
-    let mut findings = basics(&profile);
-    let arch = match options.arch.or(profile.arch.first().copied()) {
-        Some(arch) if profile.arch.contains(&arch) => arch,
-        Some(arch) => {
-            let next =
-                format!("it is made for {}; add {arch} there", join(profile.arch.iter().map(|a| a.name())));
-            findings.push(Finding::error("arch", format!("the profile is not made for {arch}"), next));
-            return Err(findings);
-        }
-        None => {
-            findings.push(Finding::error("arch", "names no processor", "add x86_64 or arm64"));
-            return Err(findings);
-        }
-    };
-    findings.extend(unused(&profile, &text));
-    let root = recipes.parent().unwrap_or(Path::new(""));
-    let mut draft = Draft { profile: &profile, packs, arch, findings, scope: empty_scope() };
-    let Some((name, board)) = draft.board(root, options) else { return Err(draft.findings) };
-    draft.scope(&name, &board, &options.set);
-    let settings = draft.settings();
-    let loaded = draft.load();
-    let resources = Some((name.as_str(), board.resources));
-    draft.findings.extend(layers::check(&loaded, &draft.packs, resources));
-    let resolved = draft.finish(&name, board, &loaded, settings);
-    draft.findings.sort();
-    draft.findings.dedup();
-    match resolved {
-        Some(resolved) if draft.findings.iter().all(|finding| finding.severity != Severity::Error) => {
-            Ok(Resolution { resolved, warnings: draft.findings })
-        }
-        Some(_) | None => Err(draft.findings),
-    }
-}
-
-/// `--recipes`, `FARHOLD_RECIPES`, a folder above the profile that holds `packs`, or `recipes` here.
-fn recipes_folder(path: &Path, options: &Options) -> Result<PathBuf, Finding> {
+    let shown = path.display().to_string();
+    let profile: Profile = yaml::parse(&text, &shown).map_err(|finding| vec![finding])?;
     let given = options.recipes.clone().or_else(|| std::env::var_os("FARHOLD_RECIPES").map(PathBuf::from));
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let above = absolute.ancestors().skip(1).find(|folder| folder.join("packs").is_dir()).map(Path::to_owned);
-    let here = PathBuf::from("recipes");
-    given.or(above).or_else(|| here.join("packs").is_dir().then_some(here)).ok_or_else(|| {
-        let next = "give the folder that holds `packs` with --recipes or FARHOLD_RECIPES";
-        Finding::error("recipes", format!("no folder `packs` above {} or in ./recipes", path.display()), next)
-    })
+    let folders = Folders::find(path, given.as_deref()).map_err(|finding| vec![finding])?;
+    let packs = Repository::open(&folders.packs).map_err(|finding| vec![finding])?;
+    let findings = basics::check(&profile, &text);
+    let mut draft = Draft { profile: &profile, packs, findings, scope: empty_scope() };
+    let resolved = draft.resolve(&folders.boards, options);
+    let places = yaml::Places::of(&text);
+    let placed = |finding: Finding| match finding.file.is_empty() {
+        true => {
+            let place = places.find(&finding.path);
+            finding.in_file(shown.as_str()).at_line(place)
+        }
+        false => finding,
+    };
+    let mut findings: Vec<Finding> = draft.findings.into_iter().map(placed).collect();
+    findings.sort();
+    findings.dedup();
+    match resolved {
+        Some(resolved) if findings.iter().all(|finding| finding.severity != Severity::Error) => {
+            Ok(Resolution { resolved, warnings: findings })
+        }
+        Some(_) | None => Err(findings),
+    }
 }
 
 fn empty_scope() -> Scope {
     Scope {
         vars: Map::new(),
+        declared: BTreeSet::new(),
         values: Value::Null,
         settings: Value::Null,
         profile: Value::Null,
@@ -105,90 +84,90 @@ fn empty_scope() -> Scope {
     }
 }
 
-fn basics(profile: &Profile) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let label = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 48
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    for (place, text) in [
-        ("metadata.name", Some(&profile.metadata.name)),
-        ("metadata.product", profile.metadata.product.as_ref()),
-    ] {
-        if let Some(text) = text.filter(|text| !label(text)) {
-            let message = format!("`{text}` must be at most 48 of a-z, 0-9 and `-`");
-            findings.push(Finding::error(place, message, "choose another name"));
-        }
-    }
-    if !variables::is_version(&profile.metadata.version) {
-        let message = format!("`{}` is not a version", profile.metadata.version);
-        findings.push(Finding::error(
-            "metadata.version",
-            message,
-            "use digits, letters, `.` and `-`, as 1.4.0",
-        ));
-    }
-    for (n, check) in profile.health.iter().enumerate() {
-        if profile.health[..n].iter().any(|other| other.name == check.name) {
-            let message = format!("two checks are named `{}`", check.name);
-            findings.push(Finding::error(format!("health[{n}]"), message, "rename one"));
-        }
-    }
-    if let Some(ha) = &profile.ha {
-        match (&ha.on_peer_loss, &ha.witness) {
-            (OnPeerLoss::Prefer(_), Some(_)) => findings.push(Finding::error(
-                "ha",
-                "`prefer` and a witness exclude each other: both halves could win",
-                "remove the witness, or use `on_peer_loss: witness`",
-            )),
-            (OnPeerLoss::Witness, None) => findings.push(Finding::error(
-                "ha",
-                "`on_peer_loss: witness` needs the address of a witness",
-                "add `witness: HOST:PORT`, or use `hold` or `prefer`",
-            )),
-            (OnPeerLoss::Prefer(_), None) => findings.push(
-                Finding::error(
-                    "ha",
-                    "`prefer` goes on without a third vote: if the other node still runs, its users see an outage",
-                    "add a witness to be safe without this",
-                )
-                .warning(),
-            ),
-            (OnPeerLoss::Hold, _) | (OnPeerLoss::Witness, Some(_)) => {}
-        }
-    }
-    findings
-}
-
-/// Variables that nothing uses.
-fn unused(profile: &Profile, text: &str) -> Vec<Finding> {
-    let used: Vec<&str> = template::variables(text).collect();
-    let unused = profile.variables.keys().filter(|name| !used.contains(&name.as_str()));
-    unused
-        .map(|name| {
-            Finding::error(format!("variables.{name}"), "is not used", "use it or remove it").warning()
-        })
-        .collect()
+/// A profile with its templates filled in.
+pub(super) struct Filled<'a> {
+    pub profile: &'a Profile,
+    pub arch: Arch,
+    pub board_name: String,
+    pub board: Board,
+    pub layers: Vec<Loaded<'a>>,
+    pub settings: Settings,
+    pub health: Vec<HealthCheck>,
+    pub ha: Option<HaSettings>,
 }
 
 struct Draft<'a> {
     profile: &'a Profile,
     packs: Repository,
-    arch: Arch,
     findings: Vec<Finding>,
     scope: Scope,
 }
 
 impl<'a> Draft<'a> {
-    fn board(&mut self, root: &Path, options: &Options) -> Option<(String, Board)> {
-        let Some(name) = options.board.as_ref().or(self.profile.board.get(&self.arch)) else {
-            let boards = Board::list(root, self.arch);
-            let next = format!("add one of: {}", join(boards.iter().map(String::as_str)));
-            self.findings.push(Finding::error("board", format!("names no board for {}", self.arch), next));
+    fn resolve(&mut self, boards: &Path, options: &Options) -> Option<Resolved> {
+        let arch = self.arch(options.arch)?;
+        let found = self.board(boards, arch, options.board.as_ref());
+        self.variables(arch, found.as_ref(), &options.set);
+        let health: Option<Vec<Health>> = self.typed(&self.profile.health, "health");
+        let ha: Option<Ha> = self.typed(&self.profile.ha, "ha");
+        self.findings.extend(ha.as_ref().and_then(basics::ha));
+        self.scope.ha = serde_json::to_value(&ha).unwrap_or_default();
+        let settings: Settings = self.typed(&self.profile.settings, "settings").unwrap_or_default();
+        self.scope.settings = serde_json::to_value(&settings).unwrap_or_default();
+        let kubernetes = self.profile.layers.iter().find(|layer| layer.layer.name() == "kubernetes");
+        let distribution = kubernetes.map(|layer| layer.pack.as_str());
+        self.findings.extend(basics::settings(&settings, distribution));
+        let loaded = self.load(arch);
+        let board = found.as_ref().map(|(name, board)| (name.as_str(), board.resources));
+        self.findings.extend(layers::check(&self.profile.layers, &loaded, &self.packs, board));
+        let units = collect::visible_units(&loaded);
+        let visible = basics::Visible { units, kubernetes: kubernetes.is_some() };
+        let checks = health.unwrap_or_default();
+        self.findings.extend(basics::health(&checks, &visible));
+        let (board_name, board) = found?;
+        let health = as_device(&checks)?;
+        let filled = Filled {
+            profile: self.profile,
+            arch,
+            board_name,
+            board,
+            health,
+            ha: ha.and_then(|ha| as_device(&ha)),
+            settings,
+            layers: loaded,
+        };
+        collect::image(&filled, &self.scope, &mut self.findings)
+    }
+
+    fn arch(&mut self, wanted: Option<Arch>) -> Option<Arch> {
+        let made_for = &self.profile.arch;
+        match wanted.or(made_for.first().copied()) {
+            Some(arch) if made_for.contains(&arch) => Some(arch),
+            Some(arch) => {
+                let next =
+                    format!("it is made for {}; add {arch} there", join(made_for.iter().map(|a| a.name())));
+                self.findings.push(Finding::error(
+                    "arch",
+                    format!("the profile is not made for {arch}"),
+                    next,
+                ));
+                None
+            }
+            None => {
+                self.findings.push(Finding::error("arch", "names no processor", "add x86_64 or arm64"));
+                None
+            }
+        }
+    }
+
+    fn board(&mut self, boards: &Path, arch: Arch, given: Option<&String>) -> Option<(String, Board)> {
+        let Some(name) = given.or(self.profile.board.get(&arch)) else {
+            let known = Board::list(boards, arch);
+            let next = format!("add one of: {}", join(known.iter().map(String::as_str)));
+            self.findings.push(Finding::error("board", format!("names no board for {arch}"), next));
             return None;
         };
-        match Board::load(root, self.arch, name) {
+        match Board::load(boards, arch, name) {
             Ok(board) => Some((name.clone(), board)),
             Err(finding) => {
                 self.findings.push(finding);
@@ -198,247 +177,144 @@ impl<'a> Draft<'a> {
     }
 
     /// Variables, and what templates know of the profile.
-    fn scope(&mut self, name: &str, board: &Board, set: &BTreeMap<String, String>) {
+    fn variables(&mut self, arch: Arch, board: Option<&(String, Board)>, set: &BTreeMap<String, String>) {
         let (vars, findings) = variables::evaluate(&self.profile.variables, set);
         self.findings.extend(findings);
         self.scope.vars = vars;
+        self.scope.declared = self.profile.variables.keys().cloned().collect();
         let metadata = &self.profile.metadata;
         self.scope.profile = json!({
-            "name": metadata.name, "version": metadata.version, "product": self.product(),
-            "arch": self.arch, "board": name, "watchdog_s": board.boot.watchdog_s,
+            "name": metadata.name, "version": metadata.version, "product": self.profile.product(),
+            "arch": arch, "board": board.map(|(name, _)| name),
+            "watchdog_s": board.and_then(|(_, board)| board.boot.watchdog_s),
         });
-        self.scope.ha = serde_json::to_value(&self.profile.ha).unwrap_or_default();
     }
 
-    fn product(&self) -> &'a str {
-        let metadata = &self.profile.metadata;
-        metadata.product.as_ref().unwrap_or(&metadata.name)
-    }
-
-    /// Settings with variables filled in, typed.
-    fn settings(&mut self) -> Settings {
-        let filled = self.fill(&self.profile.settings, "settings", "");
-        if filled.is_null() {
-            return Settings::default();
+    /// A part of the profile with variables filled in, checked and typed; absent if it is empty or wrong. Of a map only
+    /// the keys that are wrong are left out, so that the others are looked at too.
+    fn typed<T: DeserializeOwned + JsonSchema>(&mut self, part: &Value, path: &str) -> Option<T> {
+        if part.is_null() {
+            return None;
         }
-        match serde_json::from_value::<Settings>(filled) {
-            Ok(settings) => {
-                self.scope.settings = serde_json::to_value(&settings).unwrap_or_default();
-                settings
-            }
+        let (mut filled, unfilled) = self.fill(part, path, None);
+        let schema = serde_json::to_value(schemars::schema_for!(T)).unwrap_or_default();
+        let found = schema::violations(&schema, &filled, path);
+        let found = found.unwrap_or_else(|error| vec![Finding::error(path, error, "report this")]);
+        let found: Vec<Finding> =
+            found.into_iter().filter(|finding| !is_within(&finding.path, &unfilled)).collect();
+        let wrong: Vec<String> = found.iter().map(|finding| finding.path.clone()).chain(unfilled).collect();
+        self.findings.extend(found.into_iter().map(absent_feature));
+        if let Some(map) = filled.as_object_mut() {
+            let below = |key: &str| format!("{path}.{key}");
+            map.retain(|key, _| !wrong.iter().any(|wrong| is_within(wrong, &[below(key)])));
+        }
+        match serde_json::from_value(filled) {
+            Ok(value) => Some(value),
+            // The reason is among the findings already.
+            Err(_) if !wrong.is_empty() => None,
             Err(error) => {
                 let next = "see docs/profiles.md, or the published schema in an editor";
-                self.findings.push(Finding::error("settings", error.to_string(), next));
-                Settings::default()
+                self.findings.push(Finding::error(path, error.to_string(), next));
+                None
             }
         }
     }
 
-    fn fill(&mut self, value: &Value, place: &str, layer: &str) -> Value {
-        let mut errors = Vec::new();
-        let filled = template::fill(value, place, &self.scope, &mut errors);
-        for (place, message) in errors {
-            self.findings.push(Finding::error(place, message, "correct the template").at(layer));
+    /// Fills templates in; also says which values could not be filled.
+    fn fill(&mut self, value: &Value, path: &str, layer: Option<&LayerId>) -> (Value, Vec<String>) {
+        let mut unfilled = Vec::new();
+        let filled = template::fill(value, path, &self.scope, &mut unfilled);
+        for (path, why) in unfilled.iter().map(|unfilled| (&unfilled.path, &unfilled.why)) {
+            if let Some((message, next)) = why {
+                let finding = Finding::error(path, message, next);
+                self.findings.push(match layer {
+                    Some(layer) => finding.at(layer.clone()),
+                    None => finding,
+                });
+            }
         }
-        filled
+        (filled, unfilled.into_iter().map(|unfilled| unfilled.path).collect())
     }
 
     /// Packs of all layers that can be read, with the profile's values over theirs, checked against their schema.
-    fn load(&mut self) -> Vec<Loaded<'a>> {
+    fn load(&mut self, arch: Arch) -> Vec<Loaded<'a>> {
         let mut loaded = Vec::new();
-        for layer in &self.profile.layers {
+        for (index, layer) in self.profile.layers.iter().enumerate() {
+            let path = format!("layers[{index}]");
             let mut pack = match self.packs.load(&layer.pack, &layer.version) {
                 Ok(pack) => pack,
                 Err(finding) => {
-                    self.findings.push(finding.at(layer.label()));
+                    let path = match finding.path.is_empty() {
+                        true => String::new(),
+                        false => format!("{path}.{}", finding.path),
+                    };
+                    self.findings.push(Finding { path, ..finding }.at(layer.id()));
                     continue;
                 }
             };
-            if !pack.file.arch.contains(&self.arch) {
+            if !pack.file.arch.contains(&arch) {
                 let made = join(pack.file.arch.iter().map(|arch| arch.name()));
-                let message = format!("is not made for {}", self.arch);
+                let message = format!("pack {} is not made for {arch}", layer.pack);
                 let next = format!("it is made for {made}; choose another pack or processor");
-                self.findings.push(Finding::error("arch", message, next).at(layer.label()));
+                self.findings.push(Finding::error(path.as_str(), message, next).at(layer.id()));
             }
             merge(&mut pack.values, &Value::Object(layer.values.clone()));
-            pack.values = self.fill(&pack.values.clone(), "values", &layer.label());
-            self.validate(&pack, &layer.label());
-            loaded.push((layer, pack));
+            let path = format!("{path}.values");
+            let (values, unfilled) = self.fill(&pack.values, &path, Some(&layer.id()));
+            pack.values = values;
+            self.validate(&pack, &path, &unfilled, &layer.id());
+            // A template that uses such a value would only repeat what was found.
+            let complete = unfilled.is_empty();
+            loaded.push(Loaded { index, layer, pack, complete });
         }
         loaded
     }
 
-    fn validate(&mut self, pack: &Pack, label: &str) {
+    fn validate(&mut self, pack: &Pack, path: &str, unfilled: &[String], id: &LayerId) {
         let Some(schema) = &pack.schema else {
             if let Some(key) = pack.values.as_object().and_then(|values| values.keys().next()) {
-                let place = format!("values.{key}");
-                self.findings.push(Finding::error(place, "this pack takes no values", "remove it").at(label));
+                let finding =
+                    Finding::error(format!("{path}.{key}"), "this pack takes no values", "remove it");
+                self.findings.push(finding.at(id.clone()));
             }
             return;
         };
-        match jsonschema::validator_for(schema) {
+        match schema::violations(schema, &pack.values, path) {
+            Ok(found) => {
+                let found = found.into_iter().filter(|finding| !is_within(&finding.path, unfilled));
+                self.findings.extend(found.map(|finding| finding.at(id.clone())));
+            }
             Err(error) => {
-                let place = pack.folder.join("schema.json").display().to_string();
-                self.findings.push(Finding::error(place, error.to_string(), "correct the schema").at(label));
-            }
-            Ok(validator) => {
-                for error in validator.iter_errors(&pack.values) {
-                    let place = format!("values{}", error.instance_path().to_string().replace('/', "."));
-                    let next = "see the pack's schema.json for what is allowed";
-                    self.findings.push(Finding::error(place, error.to_string(), next).at(label));
-                }
+                let file = pack.folder.join("schema.json").display().to_string();
+                let finding = Finding::error("", error, "correct the schema").in_file(file);
+                self.findings.push(finding.at(id.clone()));
             }
         }
     }
+}
 
-    fn finish(
-        &mut self,
-        name: &str,
-        board: Board,
-        loaded: &[Loaded<'a>],
-        settings: Settings,
-    ) -> Option<Resolved> {
-        let debian = loaded.iter().find_map(|(_, pack)| pack.debian.clone());
-        let os = loaded.iter().any(|(layer, _)| layer.layer == LayerKind::Os);
-        if !os && !self.findings.iter().any(|finding| finding.place == "pack" || finding.place == "version") {
-            self.findings.push(Finding::error(
-                "layers",
-                "no layer `os`",
-                "add one, as `{layer: os, pack: debian}`",
-            ));
-        }
-        let device = self.device(name, loaded);
-        let mut packages = BTreeMap::new();
-        for (layer, pack) in loaded {
-            for package in self.packages_of(&pack.file) {
-                packages.entry(package).or_insert_with(|| layer.label());
-            }
-        }
-        for package in board.packages.iter().chain([&board.boot.kernel_package]) {
-            packages.entry(package.clone()).or_insert_with(|| format!("board {name}"));
-        }
-        for package in setting_packages(&settings) {
-            packages.entry(package.into()).or_insert_with(|| "settings.networks".into());
-        }
-        let mut units = Units::default();
-        for (_, pack) in loaded {
-            units.enable.extend(pack.file.units.enable.iter().cloned());
-            units.disable.extend(pack.file.units.disable.iter().cloned());
-            units.mask.extend(pack.file.units.mask.iter().cloned());
-        }
-        units.enable.extend(setting_units(&settings));
-        let files = self.files(&device, loaded, &settings);
-        let args =
-            loaded.iter().flat_map(|(_, pack)| pack.file.kernel_args.iter()).chain(&settings.kernel_args);
-        let kernel_args = board.boot.kernel_args.iter().chain(args).cloned().collect();
-        Some(Resolved {
-            packages,
-            debian: debian?,
-            artefacts: self.artefacts(loaded),
-            files,
-            units,
-            users: users(&settings),
-            boot: Boot { kernel_args, ..board.boot },
-            disk: overlay(&settings.disk, &board.disk),
-            device,
-        })
+/// Keys that people look for and that Farhold does not have are refused in words of their own.
+fn absent_feature(finding: Finding) -> Finding {
+    match finding.path.as_str() {
+        "settings.state_encryption" => Finding {
+            message: "Farhold has no encryption of the state partition (sealed by a TPM or otherwise)".into(),
+            next: "remove it; keep secrets off the device, or use a disk that encrypts itself".into(),
+            ..finding
+        },
+        _ => finding,
     }
+}
 
-    fn device(&self, board: &str, loaded: &[Loaded<'_>]) -> DeviceProfile {
-        let layers = loaded.iter().map(|(layer, _)| DeviceLayer {
-            layer: layer.layer.name().into(),
-            pack: layer.pack.clone(),
-            version: layer.version.clone(),
-        });
-        DeviceProfile {
-            profile: self.profile.metadata.name.clone(),
-            version: self.profile.metadata.version.clone(),
-            product: self.product().into(),
-            arch: self.arch,
-            board: board.into(),
-            layers: layers.collect(),
-            health: self.profile.health.clone(),
-            ha: self.profile.ha.clone(),
-        }
-    }
+/// Whether a path is one of `paths` or below one.
+fn is_within(path: &str, paths: &[String]) -> bool {
+    paths.iter().any(|around| {
+        path.strip_prefix(around.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    })
+}
 
-    fn packages_of(&self, pack: &PackFile) -> Vec<String> {
-        let by_arch = pack.packages_by_arch.get(&self.arch);
-        pack.packages.iter().chain(by_arch.into_iter().flatten()).cloned().collect()
-    }
-
-    fn artefacts(&mut self, loaded: &[Loaded<'_>]) -> Vec<Artefact> {
-        let mut artefacts: Vec<Artefact> = Vec::new();
-        for (layer, pack) in loaded {
-            for wanted in &pack.file.artefacts {
-                let source = wanted.source.get(&self.arch);
-                if source.is_none() && !wanted.source.is_empty() {
-                    let message = format!("artefact {} is not published for {}", wanted.name, self.arch);
-                    let there = suggest(self.arch.name(), wanted.source.keys().map(|arch| arch.name()));
-                    self.findings.push(Finding::error("artefacts", message, there).at(layer.label()));
-                }
-                if let Some(other) = artefacts.iter().find(|other| other.name == wanted.name) {
-                    let message = format!("artefact {} is also in {}", wanted.name, other.origin);
-                    self.findings.push(Finding::error("artefacts", message, "rename one").at(layer.label()));
-                }
-                artefacts.push(Artefact {
-                    name: wanted.name.clone(),
-                    origin: layer.label(),
-                    url: source.map(|source| source.url.clone()),
-                    sha256: source.and_then(|source| source.sha256.clone()),
-                    size: source.and_then(|source| source.size),
-                    install: wanted.install.clone(),
-                });
-            }
-        }
-        artefacts
-    }
-
-    /// Files of packs, then of settings, then the device profile. Two owners of one path are an error.
-    fn files(
-        &mut self,
-        device: &DeviceProfile,
-        loaded: &[Loaded<'_>],
-        settings: &Settings,
-    ) -> Vec<ImageFile> {
-        let mut all: Vec<ImageFile> = Vec::new();
-        for (order, (layer, pack)) in loaded.iter().enumerate() {
-            self.scope.values = pack.values.clone();
-            match files::of_pack(pack, order, &layer.label(), &self.scope) {
-                Ok(files) => all.extend(files),
-                Err(errors) => {
-                    let found = errors.into_iter().map(|(place, message)| {
-                        Finding::error(place, message, "correct the pack's file").at(layer.label())
-                    });
-                    self.findings.extend(found);
-                }
-            }
-        }
-        self.scope.values = Value::Null;
-        let (network, found) = network::files(&settings.networks);
-        self.findings.extend(found);
-        let (system, found) = system::files(settings);
-        self.findings.extend(found);
-        let rendered = network.into_iter().chain(system);
-        all.extend(rendered.map(|(path, text)| files::text(path, text, "settings")));
-        if let Some(zone) = &settings.timezone {
-            let target = format!("/usr/share/zoneinfo/{zone}");
-            let link = files::text("/etc/localtime".into(), String::new(), "settings.timezone");
-            all.push(ImageFile { content: FileContent::Symlink { target }, ..link });
-        }
-        let device = serde_json::to_string_pretty(device).unwrap_or_default();
-        all.push(files::text(DEVICE_PROFILE.into(), format!("{device}\n"), "profile"));
-        let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
-        for file in &all {
-            if let Some(other) = owners.insert(&file.path, &file.origin)
-                && !matches!(file.content, FileContent::Directory)
-            {
-                let message = format!("is brought by {other} and by {}", file.origin);
-                self.findings.push(Finding::error(&file.path, message, "remove it from one of them"));
-            }
-        }
-        all
-    }
+/// The form in which the device gets a value; the types differ only in what they derive.
+fn as_device<T: DeserializeOwned>(value: &impl serde::Serialize) -> Option<T> {
+    serde_json::to_value(value).and_then(serde_json::from_value).ok()
 }
 
 fn merge(below: &mut Value, above: &Value) {
@@ -452,38 +328,35 @@ fn merge(below: &mut Value, above: &Value) {
     }
 }
 
-fn users(settings: &Settings) -> Vec<User> {
-    let each = settings.users.iter().map(|user| User {
-        name: user.name.clone(),
-        groups: user.groups.clone(),
-        shell: user.shell.clone(),
-        password_hash: user.password_hash.clone().filter(|hash| !hash.is_empty()),
-        ssh_keys: user.ssh_keys.iter().filter(|key| !key.trim().is_empty()).cloned().collect(),
-    });
-    each.collect()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn setting_packages(settings: &Settings) -> Vec<&'static str> {
-    let mut packages = Vec::new();
-    if settings.networks.iter().any(|network| network.wifi.is_some()) {
-        packages.extend(["wpasupplicant", "wireless-regdb"]);
+    #[test]
+    fn values_of_the_profile_win_key_by_key() {
+        let mut values = json!({ "a": { "x": 1, "y": 2 }, "list": [1, 2] });
+        merge(&mut values, &json!({ "a": { "y": 3 }, "list": [9], "new": true }));
+        assert_eq!(values, json!({ "a": { "x": 1, "y": 3 }, "list": [9], "new": true }));
     }
-    if settings.networks.iter().any(|network| network.modem.is_some()) {
-        packages.extend(["modemmanager", "usb-modeswitch"]);
-    }
-    if settings.timezone.is_some() {
-        packages.push("tzdata");
-    }
-    packages
-}
 
-fn setting_units(settings: &Settings) -> Vec<String> {
-    let wifi = settings.networks.iter().filter(|network| network.wifi.is_some());
-    let mut units: Vec<String> = wifi
-        .map(|network| format!("wpa_supplicant@{}.service", network.interface.as_deref().unwrap_or("wlan0")))
-        .collect();
-    if settings.networks.iter().any(|network| network.modem.is_some()) {
-        units.push("ModemManager.service".into());
+    #[test]
+    fn every_kind_of_check_and_policy_has_the_form_of_the_device() {
+        let health = json!([
+            { "name": "u", "kind": "unit", "deadline_s": 1, "unit": "a.service" },
+            { "name": "p", "kind": "port", "deadline_s": 1, "port": 22 },
+            { "name": "h", "kind": "http", "deadline_s": 1, "url": "http://localhost" },
+            { "name": "n", "kind": "node-ready", "deadline_s": 1 },
+            { "name": "d", "kind": "disk", "deadline_s": 1, "path": "/var", "min_free_percent": 5 },
+            { "name": "c", "kind": "command", "deadline_s": 1, "argv": ["true"] },
+        ]);
+        let checks: Vec<Health> = serde_json::from_value(health.clone()).unwrap();
+        let device: Vec<HealthCheck> = as_device(&checks).unwrap();
+        assert_eq!(serde_json::to_value(device).unwrap(), health);
+        for policy in [json!("witness"), json!("hold"), json!({ "prefer": "node-a" })] {
+            let text = json!({ "on_peer_loss": policy, "witness": null, "virtual_ip": null });
+            let ha: Ha = serde_json::from_value(text.clone()).unwrap();
+            let device: HaSettings = as_device(&ha).unwrap();
+            assert_eq!(serde_json::to_value(device).unwrap(), text);
+        }
     }
-    units
 }

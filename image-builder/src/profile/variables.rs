@@ -38,12 +38,24 @@ pub fn evaluate(
                 let next = format!("it must be one of {}", join(allowed.iter().map(String::as_str)));
                 findings.push(Finding::error(place, format!("{value} is not allowed"), next));
             }
+            Some(value) if !matches(&value, variable.pattern.as_deref()) => {
+                let pattern = variable.pattern.as_deref().unwrap_or_default();
+                let message = format!("{value} does not have the form {pattern}");
+                findings.push(Finding::error(place, message, "correct the value or the pattern"));
+            }
             Some(value) => {
                 values.insert(name.clone(), value);
             }
         }
     }
     (values, findings)
+}
+
+/// Whether a text has the form of a regular expression; one that is none matches nothing.
+fn matches(value: &Value, pattern: Option<&str>) -> bool {
+    let Some(pattern) = pattern else { return true };
+    let schema = serde_json::json!({ "type": "string", "pattern": pattern });
+    jsonschema::validator_for(&schema).is_ok_and(|validator| validator.is_valid(value))
 }
 
 fn shown(set: Option<&String>, variable: &Variable) -> String {
@@ -127,7 +139,8 @@ mod tests {
     use super::*;
 
     fn one(kind: VariableKind, set: &str) -> Result<Value, String> {
-        let variable = Variable { kind, default: None, one_of: vec![], description: String::new() };
+        let variable =
+            Variable { kind, default: None, one_of: vec![], pattern: None, description: String::new() };
         let (mut values, findings) =
             evaluate(&[("v".into(), variable)].into(), &[("v".into(), set.into())].into());
         values.remove("v").ok_or_else(|| findings[0].to_string())
@@ -154,11 +167,29 @@ mod tests {
     }
 
     #[test]
+    fn texts_have_the_form_of_the_pattern() {
+        let variable = |pattern: &str| Variable {
+            kind: VariableKind::String,
+            default: None,
+            one_of: vec![],
+            pattern: Some(pattern.into()),
+            description: String::new(),
+        };
+        let evaluate = |pattern| {
+            evaluate(&[("v".into(), variable(pattern))].into(), &[("v".into(), "site-7".into())].into())
+        };
+        assert_eq!(evaluate("^site-[0-9]+$").1, []);
+        assert_eq!(evaluate("^[0-9]+$").1.len(), 1);
+        assert_eq!(evaluate("(").1.len(), 1);
+    }
+
+    #[test]
     fn unknown_and_missing_are_found_together() {
         let variable = Variable {
             kind: VariableKind::String,
             default: None,
             one_of: vec![],
+            pattern: None,
             description: String::new(),
         };
         let (_, findings) =

@@ -1,6 +1,6 @@
 //! Time, proxy, logs, certificates and registry mirrors as files of the image.
 
-use super::network::TextFile;
+use super::TextFile;
 use crate::finding::Finding;
 use crate::profile::model::{Proxy, Settings};
 
@@ -11,7 +11,7 @@ pub const CA_FOLDER: &str = "/usr/local/share/ca-certificates";
 pub fn files(settings: &Settings) -> (Vec<TextFile>, Vec<Finding>) {
     let mut files = Vec::new();
     let mut findings = Vec::new();
-    let mut file = |path: &str, text: String| files.push((path.to_owned(), text));
+    let mut file = |path: &str, text: String| files.push(TextFile::public(path, text));
     if !settings.ntp.is_empty() {
         file(
             "/etc/systemd/timesyncd.conf.d/50-site.conf",
