@@ -64,8 +64,10 @@ impl Desk {
     fn errors(&self, output: &Output) -> String {
         assert!(!output.status.success(), "it worked: {}", String::from_utf8_lossy(&output.stdout));
         let text = String::from_utf8_lossy(&output.stderr);
-        let text =
-            text.replace(&self.cache.canonicalize().unwrap_or_default().display().to_string(), "CACHE");
+        let text = text.replace(
+            &self.cache.canonicalize().unwrap_or_else(|_| self.cache.clone()).display().to_string(),
+            "CACHE",
+        );
         let text = text.replace(&self.dir.path().display().to_string(), "DIR");
         text.replace(&repository().display().to_string(), "REPO")
     }
