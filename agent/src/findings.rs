@@ -188,12 +188,12 @@ fn system(state: &State, all: &mut Vec<Finding>) {
             "see `systemctl status` and `journalctl -u` of the unit",
         ));
     }
-    if state.ready_ms > 0 && system.state == "starting" {
+    if !system.jobs.is_empty() {
         all.push(finding(
-            Severity::Warning,
+            if state.ready_ms > 0 { Severity::Warning } else { Severity::Info },
             "system-starting",
-            "systemd still has start jobs to do".into(),
-            "see `systemctl list-jobs` for what it waits for",
+            format!("systemd still starts: {}", system.jobs.join(", ")),
+            "see `systemctl status` and `journalctl -u` of the unit",
         ));
     }
     let armed = state.facts.boot.as_ref().and_then(|boot| boot.watchdog.as_ref());

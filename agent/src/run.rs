@@ -19,7 +19,7 @@ use tokio::time::Instant;
 /// Where the agent keeps its database.
 pub const STATE_STORE: &str = "/var/lib/farhold";
 /// How long systemd may take over its start jobs before the agent reports without waiting for them.
-const SETTLE_MAX: Duration = Duration::from_secs(600);
+const SETTLE_MAX: Duration = Duration::from_secs(300);
 /// A look at the system is good for so long; then a request leads to a new one.
 const LOOK_GOOD: Duration = Duration::from_secs(5);
 /// Without systemd's watchdog the loop wakes this seldom.
@@ -31,7 +31,7 @@ struct Agent {
     state: Option<State>,
     store: Option<Store>,
     pending: Vec<Record>,
-    looked: Instant,
+    looked: Option<Instant>,
 }
 
 /// Runs until it is told to stop.
@@ -71,7 +71,7 @@ async fn main_loop() -> Result<()> {
             Ok((stream, _)) = listener.accept() => {
                 tokio::spawn(serve_client(stream, send.clone()));
             }
-            Some(request) = requests.recv() => agent.answer(request, waiting).await?,
+            Some(request) = requests.recv() => agent.answer(request).await?,
             _ = feed.tick() => notify::send("WATCHDOG=1")?,
             _ = terminate.recv() => break,
         }
@@ -118,8 +118,7 @@ impl Agent {
             None => store::Loaded::default(),
         };
         tracing::info!(?condition, "store opened");
-        let mut agent =
-            Self { state: Some(State::new()), store, pending: Vec::new(), looked: Instant::now() };
+        let mut agent = Self { state: Some(State::new()), store, pending: Vec::new(), looked: None };
         agent.handle(Event::Booted(Box::new(Booted { facts, loaded, condition })));
         agent
     }
@@ -131,7 +130,7 @@ impl Agent {
         let (state, outcome) = state.step(event, boot_ms());
         self.state = Some(state);
         if looked {
-            self.looked = Instant::now();
+            self.looked = Some(Instant::now());
         }
         self.persist(outcome.records);
         for effect in outcome.effects {
@@ -187,8 +186,8 @@ impl Agent {
         }
     }
 
-    async fn answer(&mut self, request: Request, settling: bool) -> Result<()> {
-        if !settling && self.looked.elapsed() > LOOK_GOOD {
+    async fn answer(&mut self, request: Request) -> Result<()> {
+        if self.looked.is_none_or(|at| at.elapsed() > LOOK_GOOD) {
             let look = look().await?;
             self.handle(Event::Looked(look));
         }

@@ -68,7 +68,11 @@ fn open_first(machine: &mut Machine) -> Result<Slot> {
     for view in machine.slots.clone() {
         let slot = view.slot;
         if let Some(misfit) = view.misfit {
-            reasons.push(format!("slot {slot}: {misfit}"));
+            let reason = format!("slot {slot}: {misfit}");
+            if view.damaged {
+                machine.note(reason.clone());
+            }
+            reasons.push(reason);
             continue;
         }
         match root::mount_slot(slot, &disk.partitions, &args, machine.trial) {

@@ -22,6 +22,8 @@ pub struct SlotView {
     pub complete: Option<Digest>,
     /// Why it is not what this boot wants; `None` if it is.
     pub misfit: Option<String>,
+    /// It was this boot's image once: its superblock is the right one, its hash tree is not.
+    pub damaged: bool,
 }
 
 impl SlotView {
@@ -33,7 +35,7 @@ impl SlotView {
 
 /// Judges the first two blocks of a verity partition: superblock and topmost hash block.
 pub fn judge(slot: Slot, args: &BootArgs, blocks: Result<[u8; 2 * BLOCK]>) -> SlotView {
-    let misfit = |complete, why| SlotView { slot, complete, misfit: Some(why) };
+    let misfit = |complete, why| SlotView { slot, complete, misfit: Some(why), damaged: false };
     let blocks = match blocks {
         Ok(blocks) => blocks,
         Err(error) => return misfit(None, format!("{error:#}")),
@@ -51,12 +53,11 @@ pub fn judge(slot: Slot, args: &BootArgs, blocks: Result<[u8; 2 * BLOCK]>) -> Sl
         return misfit(complete, "another image: its salt or size differs from the command line's".into());
     }
     if !args.verity.opens(args.roothash, first) {
-        return misfit(
-            complete,
-            "another image, or damaged: its roothash differs from the command line's".into(),
-        );
+        // The salt comes from the image's digest, so this is the image, with a damaged tree.
+        let why = Some("damaged: its hash tree does not open with the command line's roothash".into());
+        return SlotView { slot, complete: None, misfit: why, damaged: true };
     }
-    SlotView { slot, complete, misfit: None }
+    SlotView { slot, complete, misfit: None, damaged: false }
 }
 
 /// Reads both slots.
@@ -102,6 +103,10 @@ mod tests {
     #[test]
     fn any_flipped_byte_that_decides_anything_is_a_misfit() {
         let (args, blocks) = image(1);
+        let mut torn = blocks;
+        torn[BLOCK + 7] ^= 1;
+        let view = judge(Slot::A, &args, Ok(torn));
+        assert_eq!((view.damaged, view.complete), (true, None));
         let uuid = 16..32;
         let padding_of_the_block = 512..BLOCK;
         for at in (0..2 * BLOCK).filter(|at| !uuid.contains(at) && !padding_of_the_block.contains(at)) {

@@ -129,7 +129,9 @@ fn check(work: &mut Work<'_>) -> Result<()> {
             work.repaired = true;
         }
         Some(_) | None => {
-            return Err(outcome.failure().context("the state file system has damage that needs an operator"));
+            return Err(outcome
+                .failure()
+                .context("the state file system cannot be checked, or needs an operator"));
         }
     }
     Ok(())

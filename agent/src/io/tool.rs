@@ -18,8 +18,8 @@ pub enum Tool {
     Systemctl,
 }
 
-/// Most characters of a program's output that an error carries.
-const OUTPUT_MAX: usize = 400;
+/// Most characters of the beginning, and of the end, of a program's output that an error carries.
+const OUTPUT_MAX: usize = 200;
 
 impl Tool {
     const fn path(self) -> &'static str {
@@ -76,9 +76,30 @@ impl Outcome {
     /// The failure as an error.
     pub fn failure(&self) -> anyhow::Error {
         let lines: Vec<&str> = self.text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        let last = lines.join(" | ");
-        let skip = last.chars().count().saturating_sub(OUTPUT_MAX);
-        let last: String = last.chars().skip(skip).collect();
-        anyhow::anyhow!("`{}` ended with {}: {last}", self.command, self.status)
+        let text = shortened(&lines.join(" | "));
+        anyhow::anyhow!("`{}` ended with {}: {text}", self.command, self.status)
+    }
+}
+
+/// Some programs say first what is wrong, some last.
+fn shortened(text: &str) -> String {
+    let count = text.chars().count();
+    if count <= 2 * OUTPUT_MAX {
+        return text.to_owned();
+    }
+    let start: String = text.chars().take(OUTPUT_MAX).collect();
+    let end: String = text.chars().skip(count - OUTPUT_MAX).collect();
+    format!("{start} … {end}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_output_keeps_both_ends() {
+        assert_eq!(shortened("short"), "short");
+        let long = shortened(&format!("first{}last", "é".repeat(1000)));
+        assert!(long.starts_with("first") && long.ends_with("last") && long.chars().count() == 403);
     }
 }
