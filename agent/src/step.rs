@@ -133,7 +133,7 @@ impl State {
             agent: AgentState::Starting,
             facts: Facts::default(),
             desired: None,
-            condition: Condition::Unavailable { why: "not opened yet".into() },
+            condition: Condition::Ready,
             store_failure: None,
             look: Look::default(),
             boots: 0,
