@@ -140,7 +140,7 @@ impl Store {
         }
         fs::create_dir_all(&parent).with_context(|| self.full())?;
         let scratch = self.scratch()?;
-        make(scratch.path())?;
+        make(scratch.path()).map_err(|error| self.explain(error))?;
         sync_tree(scratch.path()).with_context(|| self.full())?;
         match fs::rename(scratch.path(), &target) {
             Ok(()) => {
@@ -183,6 +183,14 @@ impl Store {
             "write to cache {} (make room there, or set FARHOLD_CACHE to another folder)",
             self.root.display()
         )
+    }
+
+    /// Adds what helps to an error that comes from a full disk.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let full = io::ErrorKind::StorageFull;
+        let is_full = error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == full));
+        let said = error.chain().any(|e| e.to_string() == self.full());
+        if is_full && !said { error.context(self.full()) } else { error }
     }
 
     fn sweep(&self) -> Result<()> {
@@ -336,6 +344,21 @@ mod tests {
         assert!(made.join("whole").is_file());
         let again = store.derive("k", &key, |_| bail!("must not run again")).unwrap();
         assert_eq!(again, made);
+    }
+
+    #[test]
+    fn a_full_disk_says_what_helps() {
+        let (_dir, store) = store();
+        let error = store.derive("k", &Digest([3; 32]), |_| {
+            Err(io::Error::from(io::ErrorKind::StorageFull)).context("unpack x")
+        });
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(
+            error.contains("make room there, or set FARHOLD_CACHE") && error.contains("unpack x"),
+            "{error}"
+        );
+        let other = store.derive("k", &Digest([3; 32]), |_| bail!("unpack x"));
+        assert_eq!(other.unwrap_err().to_string(), "unpack x");
     }
 
     #[test]
