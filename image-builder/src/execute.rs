@@ -21,8 +21,8 @@ use crate::store::Store;
 use crate::tools::{Purpose, ToolsRoot};
 use anyhow::{Context, Result, anyhow, bail};
 use formats::hex::Digest;
-use output::Folder;
-use report::{Report, StepReport};
+use output::{DISK, Folder};
+use report::{FileReport, Report, StepReport};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -84,14 +84,16 @@ pub fn run(build: &Build<'_>, plan: &Plan) -> Result<Report> {
     report.roothash = Some(steps::roothash(&worker)?);
     let layout = steps::layout(&worker)?;
     report.warnings.clone_from(&layout.warnings);
-    worker.disk(&folder, &layout, &mut report)?;
-    report.files.push(steps::sbom(&worker, &folder)?);
-    if build.release.is_some() {
-        worker.cached(StepName::Release, steps::release)?;
-        steps::place_release(&worker, &folder, &mut report)?;
-    } else {
-        report.warnings.push("no --keys: there is a disk image, but no release for devices".into());
-    }
+    let kept = worker.disk(&folder, &layout)?;
+    // A disk image is long and mostly zeros; its digest is taken while the release is made.
+    std::thread::scope(|scope| {
+        let hashing = kept.is_none().then(|| scope.spawn(|| folder.complete(DISK)));
+        worker.release(&folder, &mut report)?;
+        let disk =
+            hashing.map(|thread| thread.join().unwrap_or_else(|_| bail!("hash {DISK}: the thread died")));
+        report.files.insert(0, disk.transpose()?.or(kept).ok_or_else(|| anyhow!("no {DISK} was made"))?);
+        anyhow::Ok(())
+    })?;
     report.steps = worker.done;
     report.finish(started.elapsed());
     folder.publish(&report)?;
@@ -146,20 +148,28 @@ impl<'a> Worker<'a> {
     }
 
     /// The disk image, which goes straight to the output folder.
-    fn disk(&mut self, folder: &Folder, layout: &Layout, report: &mut Report) -> Result<()> {
+    /// What is returned is known already; a new one is still to be hashed.
+    fn disk(&mut self, folder: &Folder, layout: &Layout) -> Result<Option<FileReport>> {
         let (name, started) = (StepName::Disk, Instant::now());
         let key = self.step(name)?.key;
         let kept = folder.keep_disk(key)?;
-        let was_kept = kept.is_some();
-        report.files.push(match kept {
-            Some(known) => known,
-            None => steps::disk(self, folder, layout)
-                .with_context(|| format!("step {name} ({})", name.makes()))?,
-        });
-        if !was_kept {
+        if kept.is_none() {
+            steps::disk(self, folder, layout).with_context(|| format!("step {name} ({})", name.makes()))?;
             record::add(self.build.store, self.build.resolved, self.plan, name)?;
         }
-        self.done.push(StepReport::new(name, key, was_kept, started.elapsed()));
+        self.done.push(StepReport::new(name, key, kept.is_some(), started.elapsed()));
+        Ok(kept)
+    }
+
+    /// SBOM, and the signed release if there are keys.
+    fn release(&mut self, folder: &Folder, report: &mut Report) -> Result<()> {
+        report.files.push(steps::sbom(self, folder)?);
+        if self.build.release.is_some() {
+            self.cached(StepName::Release, steps::release)?;
+            steps::place_release(self, folder, report)?;
+        } else {
+            report.warnings.push("no --keys: there is a disk image, but no release for devices".into());
+        }
         Ok(())
     }
 

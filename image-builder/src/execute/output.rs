@@ -155,6 +155,16 @@ impl Folder {
         FileReport::new(&self.path, name, sha256, bytes)
     }
 
+    /// Syncs and hashes a file of the folder.
+    ///
+    /// # Errors
+    /// If it cannot be written or read.
+    pub fn complete(&self, name: &str) -> Result<FileReport> {
+        let synced = File::open(self.path.join(name)).and_then(|file| file.sync_all());
+        synced.with_context(|| self.full(name))?;
+        self.describe(name)
+    }
+
     /// Takes `disk.img` over from the folder that is replaced, if it was made by the same step and is as it was left.
     ///
     /// # Errors

@@ -257,7 +257,7 @@ pub fn layout(worker: &Worker<'_>) -> Result<disk::Layout> {
 }
 
 /// Writes `disk.img`.
-pub fn disk(worker: &Worker<'_>, folder: &Folder, layout: &disk::Layout) -> Result<FileReport> {
+pub fn disk(worker: &Worker<'_>, folder: &Folder, layout: &disk::Layout) -> Result<()> {
     let (resolved, source) = (worker.build.resolved, worker.output(StepName::Uki)?);
     let (uki, boot_loader) = (read(&source.join(UKI))?, read(&source.join(BOOT_LOADER))?);
     let (root, verity) = (worker.output(StepName::Root)?, worker.output(StepName::Verity)?);
@@ -285,8 +285,7 @@ pub fn disk(worker: &Worker<'_>, folder: &Folder, layout: &disk::Layout) -> Resu
         let bar = worker.build.progress.bytes(&format!("write {label}"), bytes);
         disk::write_stream(&file, layout.partition(label)?, &mut source, bytes, &mut |n| bar.add(n))?;
     }
-    file.sync_all().context("write disk.img")?;
-    folder.describe(DISK)
+    Ok(())
 }
 
 /// Makes the signed release.
