@@ -87,8 +87,9 @@ impl Part {
     }
 }
 
-/// Splits a boot into its parts by the facts that init and agent noted. Empty if the init left no facts.
-pub fn parts(status: &Status) -> Vec<Part> {
+/// Splits a boot into its parts by the facts that init and agent noted; `wall_ms` is the time since power-on at which
+/// `status` came. Empty if the init left no facts.
+pub fn parts(status: &Status, wall_ms: u64) -> Vec<Part> {
     let Some(boot) = &status.boot else { return Vec::new() };
     let mut out = Vec::new();
     let mut now = 0;
@@ -96,12 +97,19 @@ pub fn parts(status: &Status) -> Vec<Part> {
         out.push(Part { what, from_ms: now, to_ms });
         now = to_ms;
     };
-    // The kernel's clock begins at its start; the firmware's tells when that was.
-    let kernel = boot.firmware_us.map_or(0, |[_, exec]| exec / 1000);
-    if let Some([loader, _]) = boot.firmware_us {
-        add("firmware", loader / 1000);
-        add("boot loader, image and signature", kernel);
-    }
+    // The kernel's clock begins at its start. The firmware tells when that was, or the host's clock does.
+    let kernel = match boot.firmware_us {
+        Some([loader, exec]) => {
+            add("firmware", loader / 1000);
+            add("boot loader, image and signature", exec / 1000);
+            exec / 1000
+        }
+        None => {
+            let started = wall_ms.saturating_sub(status.uptime_ms);
+            add("firmware and boot loader", started);
+            started
+        }
+    };
     add("kernel", kernel + boot.init_ms[0]);
     match status.early_ms {
         Some([from, to]) => {
@@ -118,7 +126,7 @@ pub fn parts(status: &Status) -> Vec<Part> {
 /// The table of parts, the longest marked, and the whole; `wall_ms` is what the host's clock measured from power-on
 /// to the first settled answer.
 pub fn table(status: &Status, wall_ms: u64) -> String {
-    let parts = parts(status);
+    let parts = parts(status, wall_ms);
     let whole = parts.last().map_or(wall_ms, |part| part.to_ms).max(1);
     let longest = parts.iter().map(Part::ms).max();
     let mut out = String::from("boot time and what dominates it\n");
@@ -163,7 +171,7 @@ mod tests {
     fn parts_follow_each_other_without_gaps() {
         let mut status = status();
         status.early_ms = Some([4500, 5800]);
-        let parts = parts(&status);
+        let parts = parts(&status, 0);
         assert!(parts.windows(2).all(|pair| pair[0].to_ms == pair[1].from_ms));
         let ms: Vec<u64> = parts.iter().map(Part::ms).collect();
         assert_eq!(ms, [3000, 2000, 4000, 500, 1300, 200, 14_000]);
@@ -181,9 +189,18 @@ mod tests {
     }
 
     #[test]
+    fn where_the_firmware_is_silent_the_hosts_clock_tells_when_the_kernel_began() {
+        let mut silent = Status { uptime_ms: 22_000, ..status() };
+        silent.boot.as_mut().unwrap().firmware_us = None;
+        let parts = parts(&silent, 26_500);
+        assert_eq!((parts[0].what, parts[0].to_ms), ("firmware and boot loader", 4500));
+        assert_eq!(parts.last().unwrap().to_ms, 24_500);
+    }
+
+    #[test]
     fn without_facts_only_the_hosts_clock_speaks() {
         let bare = Status { boot: None, ..status() };
-        assert!(parts(&bare).is_empty());
+        assert!(parts(&bare, 1500).is_empty());
         assert!(table(&bare, 1500).contains("1.5 s"));
     }
 

@@ -143,6 +143,27 @@ impl DiskImage {
         file.sync_data().with_context(|| self.doing("sync", to, 0))
     }
 
+    /// Copies a partition of another image into one of this; what is left of a larger one keeps its bytes.
+    ///
+    /// # Errors
+    /// If it does not fit, or reading or writing fails.
+    pub fn copy_from(&self, other: &Self, from: &str, to: &str) -> Result<()> {
+        let (source, target) = (other.partition(from)?, self.partition(to)?);
+        if source.bytes > target.bytes {
+            bail!("copy {from} to {to}: {} bytes do not fit {} bytes", source.bytes, target.bytes);
+        }
+        let mut reader = other.open(false)?;
+        let mut writer = self.open(true)?;
+        reader.seek(SeekFrom::Start(source.start))?;
+        writer.seek(SeekFrom::Start(target.start))?;
+        let copied = std::io::copy(&mut reader.take(source.bytes), &mut writer)
+            .with_context(|| self.doing("write", to, 0))?;
+        if copied != source.bytes {
+            bail!("copy {from} to {to}: {copied} of {} bytes copied", source.bytes);
+        }
+        writer.sync_data().with_context(|| self.doing("sync", to, 0))
+    }
+
     /// SHA-256 of a partition as it stands now.
     ///
     /// # Errors

@@ -58,6 +58,9 @@ pub struct Disk {
     pub bus: Bus,
     /// What a flush means.
     pub cache: Cache,
+    /// Whether the disk refuses writes.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// How a disk is attached.
@@ -91,7 +94,7 @@ pub enum Cache {
 impl Disk {
     /// A virtio disk whose flushes are ignored.
     pub fn virtio(file: &str) -> Self {
-        Self { file: file.to_owned(), bus: Bus::Virtio, cache: Cache::Unsafe }
+        Self { file: file.to_owned(), bus: Bus::Virtio, cache: Cache::Unsafe, read_only: false }
     }
 
     fn arguments(&self, index: usize) -> Vec<String> {
@@ -100,7 +103,8 @@ impl Disk {
             Cache::Unsafe | Cache::Logged => "cache.direct=off,cache.no-flush=on",
             Cache::Writeback => "cache.direct=off,cache.no-flush=off",
         };
-        let file = format!("driver=file,filename={},discard=unmap,{cache}", self.file);
+        let access = if self.read_only { "on" } else { "off" };
+        let file = format!("driver=file,filename={},discard=unmap,read-only={access},{cache}", self.file);
         let mut out = match self.cache {
             Cache::Unsafe | Cache::Writeback => {
                 vec!["-blockdev".into(), format!("{file},node-name={drive}-file")]
@@ -114,7 +118,9 @@ impl Disk {
                 format!("driver=blklogwrites,file={drive}-data,log={drive}-log,node-name={drive}-file"),
             ],
         };
-        let format = format!("driver=raw,file={drive}-file,node-name={drive},{cache},discard=unmap");
+        let format = format!(
+            "driver=raw,file={drive}-file,node-name={drive},read-only={access},{cache},discard=unmap"
+        );
         let boot = format!("drive={drive},bootindex={}", index + 1);
         let device = match self.bus {
             Bus::Virtio => format!("virtio-blk-pci,{boot},serial={drive}"),

@@ -6,6 +6,7 @@ use crate::ssh::free_port;
 use crate::status::settled;
 use crate::vm::{BOOT_PATIENCE, Lifetime, Vm};
 use anyhow::{Context, Result};
+use formats::layout::Slot;
 use formats::status::Status;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub const IMAGE_VARIABLE: &str = "FARHOLD_TEST_IMAGE_DIR";
 /// Set, machines' folders stay after a test, for a look at their logs.
 const KEEP_VARIABLE: &str = "FARHOLD_LAB_KEEP";
+/// What the init says when it gives up.
+const STOPPED: &str = "farhold-init: STOPPED";
 /// Room for the state partition to grow into.
 pub const DISK_BYTES: u64 = 6 << 30;
 
@@ -30,6 +33,38 @@ pub fn build_folder() -> Result<PathBuf> {
         anyhow::bail!("{IMAGE_VARIABLE} is {}, but it has no disk.img", folder.display());
     }
     Ok(folder)
+}
+
+/// Builds the profile under test again with more options, into `out`, from the lock and cache of the first build: only
+/// what the options change is made.
+///
+/// # Errors
+/// If a variable of `make test` is missing, or the build fails.
+pub fn build_again(profile: &Path, out: &Path, options: &[&str]) -> Result<()> {
+    let needed = |variable| {
+        std::env::var_os(variable)
+            .with_context(|| format!("{variable} is not set: run this test by `make test`"))
+    };
+    let first = build_folder()?;
+    let beside = first.parent().context("the build under test has no folder beside it")?;
+    let artefact =
+        |name: &str, variable| -> Result<String> { Ok(format!("{name}={}", needed(variable)?.display())) };
+    let mut command = std::process::Command::new(needed("FARHOLD")?);
+    command.arg("build").arg(profile).args(["--arch", "x86_64", "--board", "vm", "--offline"]);
+    command.arg("--lock").arg(beside.join("edge-minimal.lock")).arg("--keys").arg(beside.join("keys"));
+    command.args(["--artefact", &artefact("farhold-agent", "FARHOLD_AGENT")?]);
+    command.args(["--artefact", &artefact("farhold-init", "FARHOLD_INIT")?]);
+    let output = command.arg("--out").arg(out).args(options).output().context("start farhold")?;
+    if !output.status.success() {
+        anyhow::bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// The folder of the sources, where `recipes/` is.
+pub fn source_folder() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
 }
 
 /// A machine that is killed, and its folder removed, when the test is done with it.
@@ -79,8 +114,39 @@ impl TestVm {
     pub fn boot(&self) -> Result<Status> {
         self.power_on()?;
         let (status, wall) = self.vm.follow_boot(BOOT_PATIENCE, |_, _| {})?;
-        eprintln!("settled {:.1} s after power-on", wall.as_secs_f64());
+        eprint!("{}", crate::boot::table(&status, u64::try_from(wall.as_millis())?));
         Ok(status)
+    }
+
+    /// Power on, and wait for the agent's word on the console; gives the slot that it names. A boot that stops is an
+    /// error.
+    ///
+    /// # Errors
+    /// As [`Vm::start`] and [`Vm::wait`].
+    pub fn boot_to_slot(&self) -> Result<Slot> {
+        self.power_on()?;
+        let mut console = self.console()?;
+        let signs = ["farhold: running slot=a", "farhold: running slot=b", STOPPED];
+        match self.wait_console(&mut console, &signs, BOOT_PATIENCE)? {
+            (0, _) => Ok(Slot::A),
+            (1, _) => Ok(Slot::B),
+            (_, line) => anyhow::bail!("it stopped: {line}"),
+        }
+    }
+
+    /// Power on, and wait until the init stops for good; gives its message. Cuts the power afterwards.
+    ///
+    /// # Errors
+    /// If the machine boots, or says nothing.
+    pub fn boot_to_stop(&self) -> Result<String> {
+        self.power_on()?;
+        let mut console = self.console()?;
+        let (index, line) = self.wait_console(&mut console, &[STOPPED, " login:"], BOOT_PATIENCE)?;
+        self.cut()?;
+        if index != 0 {
+            anyhow::bail!("it booted: {line}");
+        }
+        Ok(line)
     }
 
     /// Restarts from within, and waits until the next boot has settled.

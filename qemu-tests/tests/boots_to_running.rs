@@ -18,7 +18,6 @@ fn boots_to_running() -> Result<()> {
     let image = DiskImage::new(build_folder()?.join("disk.img"));
     let vm = TestVm::create("device")?;
     let first = vm.boot()?;
-    println!("{}", qemu_tests::boot::table(&first, 0));
     everything_runs(&first)?;
     the_slot_is_the_signed_one(&first, &image)?;
     the_root_is_read_only_and_verified(&vm)?;

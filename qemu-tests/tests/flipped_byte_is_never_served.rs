@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use formats::layout::Slot;
 use formats::verity::{BLOCK, Parameters};
 use qemu_tests::testing::TestVm;
-use qemu_tests::vm::{BOOT_PATIENCE, Vm};
+use qemu_tests::vm::Vm;
 
 const ROOT: &str = Slot::A.root_label();
 const VERITY: &str = Slot::A.verity_label();
@@ -69,12 +69,7 @@ fn reading_fails(vm: &Vm, path: &str, block: u64, damaged: bool) -> Result<()> {
 }
 
 fn stops(vm: &TestVm) -> Result<()> {
-    vm.power_on()?;
-    let mut console = vm.console()?;
-    let signs = ["farhold-init: STOPPED", "handing over"];
-    let (index, line) = vm.wait_console(&mut console, &signs, BOOT_PATIENCE)?;
-    vm.cut()?;
-    ensure!(index == 0, "it booted: {line}");
+    let line = vm.boot_to_stop()?;
     ensure!(line.contains("slot a:") && line.contains("Next:"), "the message does not say enough: {line}");
     Ok(())
 }

@@ -5,7 +5,6 @@ use formats::layout::LABEL_STATE;
 use qemu_tests::disk::DiskImage;
 use qemu_tests::machine::Disk;
 use qemu_tests::testing::{TestVm, build_folder};
-use qemu_tests::vm::BOOT_PATIENCE;
 
 #[test]
 fn identical_disks_stop() -> Result<()> {
@@ -13,15 +12,10 @@ fn identical_disks_stop() -> Result<()> {
     let vm = TestVm::create_with("twins", &[&image, &image], |machine| {
         machine.disks.push(Disk::virtio("disk1.img"));
     })?;
-    vm.power_on()?;
-    let mut console = vm.console()?;
-    let signs = ["farhold-init: STOPPED", "farhold-init: handing over"];
-    let (index, line) = vm.wait_console(&mut console, &signs, BOOT_PATIENCE)?;
-    ensure!(index == 0, "it booted: {line}");
+    let line = vm.boot_to_stop()?;
     for word in ["/dev/vda and /dev/vdb", "one is a copy of the other", "remove one"] {
         ensure!(line.contains(word), "the message does not say `{word}`: {line}");
     }
-    vm.cut()?;
     let fresh = DiskImage::new(&image);
     for index in [0, 1] {
         let same = vm.disk(index)?.read(LABEL_STATE, 0, 4096)? == fresh.read(LABEL_STATE, 0, 4096)?;

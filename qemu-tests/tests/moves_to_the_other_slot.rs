@@ -5,7 +5,6 @@ use anyhow::{Context, Result, ensure};
 use formats::layout::Slot;
 use formats::verity::BLOCK;
 use qemu_tests::testing::TestVm;
-use qemu_tests::vm::BOOT_PATIENCE;
 
 #[test]
 fn moves_to_the_other_slot() -> Result<()> {
@@ -29,24 +28,11 @@ fn moves_to_the_other_slot() -> Result<()> {
     // Slot A opens but cannot be mounted: the file system's own first block is damaged.
     disk.write(Slot::A.verity_label(), 0, &superblock)?;
     disk.flip_byte(Slot::A.root_label(), 1024)?;
-    ensure!(slot_of_boot(&vm)? == Slot::B, "a slot was mounted whose first block is damaged");
+    ensure!(vm.boot_to_slot()? == Slot::B, "a slot was mounted whose first block is damaged");
+    vm.cut()?;
 
     // Both are whole again.
     disk.flip_byte(Slot::A.root_label(), 1024)?;
-    ensure!(slot_of_boot(&vm)? == Slot::A, "slot A is whole, but B was taken");
+    ensure!(vm.boot_to_slot()? == Slot::A, "slot A is whole, but B was taken");
     Ok(())
-}
-
-/// Powers on, waits for the init's choice, and cuts the power.
-fn slot_of_boot(vm: &TestVm) -> Result<Slot> {
-    vm.power_on()?;
-    let mut console = vm.console()?;
-    let signs = ["handing over: slot=a", "handing over: slot=b", "farhold-init: STOPPED"];
-    let (index, line) = vm.wait_console(&mut console, &signs, BOOT_PATIENCE)?;
-    vm.cut()?;
-    match index {
-        0 => Ok(Slot::A),
-        1 => Ok(Slot::B),
-        _ => anyhow::bail!("no slot was opened: {line}"),
-    }
 }
