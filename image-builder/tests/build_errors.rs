@@ -1,10 +1,13 @@
 //! What an operator sees when a build cannot be done: one error that says what, where and what to do, and nothing
 //! half-written under `--out`. The messages are golden.
 //!
-//! The first tests need nothing; those marked `ignored` need a Debian mirror the first time, or a warm `FARHOLD_CACHE`.
+//! The first tests need nothing; the others take packages from the user's cache, the first time from a mirror.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
+mod common;
+
+use common::store;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -140,9 +143,7 @@ fn warm() -> &'static (PathBuf, Vec<u8>, Desk) {
     static WARM: OnceLock<(PathBuf, Vec<u8>, Desk)> = OnceLock::new();
     WARM.get_or_init(|| {
         let mut desk = Desk::new();
-        if let Some(cache) = std::env::var_os("FARHOLD_CACHE") {
-            desk.cache = cache.into();
-        }
+        desk.cache = store().root().to_owned();
         let mut lock = desk.command("lock");
         lock.args(["--arch", "x86_64"]).arg("--out").arg(desk.path("lock"));
         desk.artefacts(&mut lock);
@@ -161,7 +162,6 @@ fn warm_desk() -> Desk {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn no_network_with_a_cold_cache() {
     let mut desk = warm_desk();
     desk.cache = desk.path("cold");
@@ -177,7 +177,6 @@ fn no_network_with_a_cold_cache() {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn an_output_folder_that_is_not_ours() {
     let desk = warm_desk();
     std::fs::create_dir(desk.path("out")).unwrap();
@@ -192,7 +191,6 @@ fn an_output_folder_that_is_not_ours() {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn a_changed_artefact() {
     let desk = warm_desk();
     let mut other = std::fs::read(desk.path("init")).unwrap();
@@ -210,7 +208,6 @@ fn a_changed_artefact() {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn a_full_disk_leaves_nothing() {
     let desk = warm_desk();
     let done = desk.build().output().unwrap();
@@ -232,7 +229,6 @@ fn a_full_disk_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn a_killed_build_leaves_nothing_in_place_and_resumes() {
     let mut desk = warm_desk();
     let whole = desk.build().output().unwrap();

@@ -1,8 +1,11 @@
 //! Locks and assembles real Debian 13 images of both architectures from the mirror that this machine's apt sources or
-//! `FARHOLD_MIRROR` name. Slow and in need of a network the first time, so they run with `--ignored` only.
+//! `FARHOLD_MIRROR` name. Packages of both processors are downloaded the first time, so they run in `make test-all`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
+mod common;
+
+use common::{debian, store};
 use formats::arch::Arch;
 use formats::device::DeviceProfile;
 use formats::hex::Digest;
@@ -11,7 +14,7 @@ use image_builder::lock::{Lock, LockedArch};
 use image_builder::mirror::{MirrorOptions, Mirrors};
 use image_builder::pin::Pinner;
 use image_builder::progress::Progress;
-use image_builder::resolved::{Absent, Boot, Debian, Disk, Resolved, Units, User};
+use image_builder::resolved::{Boot, Disk, Resolved, Units, User};
 use image_builder::rootfs::{self, Inputs, Rootfs};
 use image_builder::store::{Store, hash_reader};
 use image_builder::tools::{Purpose, ToolsRoot};
@@ -54,18 +57,6 @@ const PACKAGES: [&str; 29] = [
 ];
 const EPOCH: u64 = 1_735_689_600;
 
-fn debian() -> Debian {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/packs/debian/13/rules.yaml");
-    let text = std::fs::read_to_string(path).unwrap();
-    let suites = "suites: [trixie, trixie-updates, trixie-security]\ncomponents: [main]\n";
-    let mut debian: Debian = serde_saphyr::from_str(&format!("{suites}{text}")).unwrap();
-    // libc6 suggests it: apt would bring it back as an upgrade of what stands in for it.
-    debian
-        .absent
-        .insert("locales".into(), Absent { because: "messages are English".into(), used_by: Vec::new() });
-    debian
-}
-
 fn profile(arch: Arch) -> Resolved {
     Resolved {
         device: DeviceProfile {
@@ -79,7 +70,7 @@ fn profile(arch: Arch) -> Resolved {
             ha: None,
         },
         packages: PACKAGES.iter().map(|name| ((*name).to_owned(), "test 1".to_owned())).collect(),
-        debian: debian(),
+        debian: debian(arch),
         artefacts: Vec::new(),
         files: Vec::new(),
         units: Units { enable: vec!["getty@.service".into()], ..Units::default() },
@@ -106,17 +97,11 @@ struct Bench {
     store: Store,
     tools: ToolsRoot,
     lock: Lock,
-    _dir: Option<tempfile::TempDir>,
 }
 
 impl Bench {
-    /// With `FARHOLD_CACHE` set the cache stays for the next run.
     fn new() -> Self {
-        let dir = std::env::var_os("FARHOLD_CACHE").is_none().then(|| tempfile::tempdir().unwrap());
-        let store = match &dir {
-            Some(dir) => Store::open(dir.path()).unwrap(),
-            None => Store::from_environment().unwrap(),
-        };
+        let store = store();
         let mirrors = Mirrors::find(&MirrorOptions::default(), Path::new("/")).unwrap();
         let (progress, artefacts) = (Progress::stderr(), BTreeMap::new());
         let pinner = Pinner {
@@ -133,7 +118,7 @@ impl Bench {
         assert_eq!(lock, again, "locking again changes nothing");
         let tools = lock.tools.get(&Arch::host().unwrap()).unwrap();
         let tools = pinner.open_tools(Purpose::Build, tools).unwrap();
-        Self { store, tools, lock, _dir: dir }
+        Self { store, tools, lock }
     }
 
     fn assemble(&self, arch: Arch) -> Rootfs {
@@ -158,7 +143,7 @@ fn image(bench: &Bench, rootfs: &Rootfs, path: &Path) -> (Digest, u64) {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
+#[ignore = "downloads packages of both processors"]
 fn both_architectures_become_clean_identical_images() {
     let bench = Bench::new();
     let dir = tempfile::tempdir().unwrap();
@@ -193,7 +178,7 @@ fn looks_like_a_system(rootfs: &Rootfs, arch: Arch) {
     for path in ["/usr/lib/systemd/systemd", "/bin/sh", "/sbin/init", "/usr/bin/awk", "/usr/sbin/sshd"] {
         assert!(tree.file(path).is_some(), "{arch}: {path}");
     }
-    let absent = debian().absent;
+    let absent = debian(arch).absent;
     assert!(rootfs.packages.iter().all(|package| !absent.contains_key(&package.name)), "{arch}");
     for path in ["/usr/bin/dpkg", "/usr/bin/perl", "/usr/bin/apt"] {
         assert!(tree.get(path).is_none(), "{arch}: {path}");
@@ -285,7 +270,7 @@ fn needed(elf: &[u8]) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
+#[ignore = "downloads packages of both processors"]
 fn a_warm_cache_needs_no_network_and_a_changed_lock_says_what() {
     let bench = Bench::new();
     let locked: &LockedArch = &bench.lock.arch[&Arch::X86_64];

@@ -1,9 +1,12 @@
 //! What Farhold writes itself, against the tools that others use: hash trees against `veritysetup`, the ESP against
-//! `fsck.vfat`, Secure Boot signatures through `sbsign`. The tools come from the tools root, so a mirror is needed the
-//! first time; these tests run with `--ignored` only.
+//! `fsck.vfat`, Secure Boot signatures through `sbsign`. The tools come from the tools root of the user's cache; the
+//! first time a mirror is needed.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
+mod common;
+
+use common::store;
 use formats::arch::Arch;
 use formats::hex::{Digest, encode};
 use image_builder::cmd::tools::Newest;
@@ -12,30 +15,22 @@ use image_builder::image::secureboot::{self, Keys};
 use image_builder::image::verity;
 use image_builder::mirror::MirrorOptions;
 use image_builder::progress::Progress;
-use image_builder::store::Store;
 use image_builder::tools::{Purpose, Tool, ToolsRoot};
 use std::fs::File;
 use std::path::Path;
 use std::sync::OnceLock;
 
 fn tools() -> &'static ToolsRoot {
-    static TOOLS: OnceLock<(ToolsRoot, Option<tempfile::TempDir>)> = OnceLock::new();
-    let (tools, _) = TOOLS.get_or_init(|| {
-        let dir = std::env::var_os("FARHOLD_CACHE").is_none().then(|| tempfile::tempdir().unwrap());
-        let store = match &dir {
-            Some(dir) => Store::open(dir.path()).unwrap(),
-            None => Store::from_environment().unwrap(),
-        };
-        let mirrors = MirrorOptions::default();
+    static TOOLS: OnceLock<ToolsRoot> = OnceLock::new();
+    TOOLS.get_or_init(|| {
+        let (store, mirrors) = (store(), MirrorOptions::default());
         let newest = Newest { store: &store, mirrors: &mirrors, folders: &[] };
         let tools = newest.open(Purpose::Build, false, &Progress::quiet());
-        (tools.unwrap_or_else(|error| panic!("{error:#}")), dir)
-    });
-    tools
+        tools.unwrap_or_else(|error| panic!("{error:#}"))
+    })
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn hash_trees_are_those_of_veritysetup() {
     let dir = tempfile::tempdir().unwrap();
     // Two blocks, a full level, one more, and three levels with a rest.
@@ -64,7 +59,6 @@ fn hash_trees_are_those_of_veritysetup() {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn fsck_finds_nothing_wrong_with_the_esp() {
     let dir = tempfile::tempdir().unwrap();
     let uki = vec![0xa5; 13 << 20];
@@ -93,7 +87,6 @@ fn fsck_finds_nothing_wrong_with_the_esp() {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn signed_boot_files_check_and_a_foreign_key_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let keys = |name: &str| {

@@ -1,10 +1,12 @@
 //! Builds a real Debian 13 disk twice, in two folders and two caches, and compares bytes; then what a second, a changed
-//! and an interrupted build do. In need of a mirror, so these tests run with `--ignored` only.
-//!
-//! `FARHOLD_CACHE` keeps packages between runs; each build has its own cache of outputs all the same.
+//! and a damaged one do. Packages come from the user's cache, the first time from a mirror; each build has its own cache
+//! of outputs all the same.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
+mod common;
+
+use common::{debian, store};
 use formats::arch::Arch;
 use formats::device::DeviceProfile;
 use image_builder::execute::report::Report;
@@ -14,9 +16,7 @@ use image_builder::mirror::{MirrorOptions, Mirrors};
 use image_builder::pin::Pinner;
 use image_builder::plan::{self, Facts, StepName};
 use image_builder::progress::Progress;
-use image_builder::resolved::{
-    Artefact, Boot, Debian, Disk, FileContent, ImageFile, Install, Resolved, Units,
-};
+use image_builder::resolved::{Artefact, Boot, Disk, FileContent, ImageFile, Install, Resolved, Units};
 use image_builder::store::Store;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -26,8 +26,6 @@ use std::sync::OnceLock;
 const EPOCH: u64 = 1_767_225_600;
 
 fn profile(arch: Arch) -> Resolved {
-    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/packs/debian/13/rules.yaml");
-    let debian: Debian = serde_saphyr::from_str(&std::fs::read_to_string(rules).unwrap()).unwrap();
     let packages =
         ["base-files", "base-passwd", "bash", "coreutils", "kmod", "systemd", "systemd-sysv", "udev"];
     let console = if arch == Arch::X86_64 { "console=ttyS0" } else { "console=ttyAMA0" };
@@ -43,7 +41,7 @@ fn profile(arch: Arch) -> Resolved {
             ha: None,
         },
         packages: packages.iter().map(|name| ((*name).to_owned(), "test 1".to_owned())).collect(),
-        debian,
+        debian: debian(arch),
         artefacts: vec![Artefact {
             name: "farhold-init".into(),
             origin: "test 1".into(),
@@ -93,41 +91,39 @@ fn init(dir: &Path, arch: Arch) -> PathBuf {
     )
 }
 
-/// Packages in a cache, and a lock of them, made once.
+/// Packages of one processor in a cache, and a lock of them, made once.
 struct Packages {
     cache: PathBuf,
     lock: Lock,
-    inits: BTreeMap<Arch, PathBuf>,
+    init: PathBuf,
     _dir: tempfile::TempDir,
 }
 
-fn packages() -> &'static Packages {
-    static PACKAGES: OnceLock<Packages> = OnceLock::new();
-    PACKAGES.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let store = match std::env::var_os("FARHOLD_CACHE") {
-            Some(_) => Store::from_environment().unwrap(),
-            None => Store::open(&dir.path().join("cache")).unwrap(),
-        };
-        let mirrors = Mirrors::find(&MirrorOptions::default(), Path::new("/")).unwrap();
-        let inits: BTreeMap<Arch, PathBuf> = Arch::ALL.map(|arch| (arch, init(dir.path(), arch))).into();
-        let mut lock = None;
-        for arch in Arch::ALL {
-            let artefacts = BTreeMap::from([("farhold-init".into(), inits[&arch].clone())]);
-            let pinner = Pinner {
-                store: &store,
-                mirrors: &mirrors,
-                snapshot: false,
-                folders: &[],
-                artefacts: &artefacts,
-                progress: &Progress::stderr(),
-            };
-            let made = pinner.lock(&[profile(arch)], lock.as_ref());
-            lock = Some(made.unwrap_or_else(|error| panic!("{error:#}")));
-        }
-        let lock = lock.unwrap();
-        Packages { cache: store.root().to_owned(), lock, inits, _dir: dir }
-    })
+fn packages(arch: Arch) -> &'static Packages {
+    static X86_64: OnceLock<Packages> = OnceLock::new();
+    static ARM64: OnceLock<Packages> = OnceLock::new();
+    let packages = match arch {
+        Arch::X86_64 => &X86_64,
+        Arch::Arm64 => &ARM64,
+    };
+    packages.get_or_init(|| lock_packages(arch))
+}
+
+fn lock_packages(arch: Arch) -> Packages {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store();
+    let mirrors = Mirrors::find(&MirrorOptions::default(), Path::new("/")).unwrap();
+    let init = init(dir.path(), arch);
+    let pinner = Pinner {
+        store: &store,
+        mirrors: &mirrors,
+        snapshot: false,
+        folders: &[],
+        artefacts: &BTreeMap::from([("farhold-init".into(), init.clone())]),
+        progress: &Progress::stderr(),
+    };
+    let lock = pinner.lock(&[profile(arch)], None).unwrap_or_else(|error| panic!("{error:#}"));
+    Packages { cache: store.root().to_owned(), lock, init, _dir: dir }
 }
 
 /// A machine that builds: its own cache of outputs, packages by links to the shared ones.
@@ -138,8 +134,8 @@ struct Machine {
 }
 
 impl Machine {
-    fn new() -> Self {
-        let packages = packages();
+    fn new(arch: Arch) -> Self {
+        let packages = packages(arch);
         let dir = tempfile::tempdir_in(packages.cache.join("scratch")).unwrap();
         let store = Store::open(&dir.path().join("cache")).unwrap();
         link_tree(&packages.cache.join("objects"), &store.root().join("objects"));
@@ -154,10 +150,7 @@ impl Machine {
         let options = Options {
             out: self.out(),
             folders: Vec::new(),
-            artefacts: BTreeMap::from([(
-                "farhold-init".into(),
-                self.packages.inits[&resolved.arch()].clone(),
-            )]),
+            artefacts: BTreeMap::from([("farhold-init".into(), self.packages.init.clone())]),
             offline: true,
             secure_boot: None,
             epoch: EPOCH,
@@ -214,28 +207,22 @@ fn redone(report: &Report) -> Vec<StepName> {
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
+#[ignore = "downloads packages of both processors"]
 fn two_machines_make_the_same_bytes() {
     for arch in Arch::ALL {
         let resolved = profile(arch);
-        let (first, second) = (Machine::new(), Machine::new());
+        let (first, second) = (Machine::new(arch), Machine::new(arch));
         let (one, two) = (first.built(&resolved), second.built(&resolved));
         eprintln!("{}", one.text(&first.out()));
         assert_eq!(digests(&one), digests(&two), "{arch}");
         assert!(one.files.iter().any(|file| file.path == "disk.img"));
         assert!(one.peak_memory_bytes < 256 << 20, "{arch}: {} MiB", one.peak_memory_bytes >> 20);
-        if let Some(keep) = std::env::var_os("FARHOLD_TEST_KEEP") {
-            let keep = Path::new(&keep).join(arch.name());
-            std::fs::create_dir_all(&keep).unwrap();
-            std::fs::copy(first.out().join("disk.img"), keep.join("disk.img")).unwrap();
-        }
     }
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn an_unchanged_build_touches_nothing_and_a_changed_file_redoes_what_follows() {
-    let machine = Machine::new();
+    let machine = Machine::new(Arch::X86_64);
     let mut resolved = profile(Arch::X86_64);
     let first = machine.built(&resolved);
     let disk = || std::fs::metadata(machine.out().join("disk.img")).unwrap();
@@ -243,46 +230,36 @@ fn an_unchanged_build_touches_nothing_and_a_changed_file_redoes_what_follows() {
 
     let again = machine.built(&resolved);
     assert_eq!(redone(&again), []);
-    assert!(again.seconds < 1.0, "{} s", again.seconds);
     assert_eq!((disk().ino(), disk().mtime_nsec()), (before.ino(), before.mtime_nsec()));
 
     resolved.files = vec![file("second")];
     let changed = machine.built(&resolved);
-    assert_eq!(
-        redone(&changed),
-        [StepName::Root, StepName::Verity, StepName::Uki, StepName::Disk, StepName::Release]
-    );
-    assert!(changed.seconds < first.seconds / 4.0, "{} s after {} s", changed.seconds, first.seconds);
+    assert_eq!(redone(&changed), [StepName::Root, StepName::Verity, StepName::Uki, StepName::Disk]);
 
     resolved.files = vec![file("first")];
     let back = machine.built(&resolved);
-    assert_eq!(redone(&back), [StepName::Disk, StepName::Release]);
+    assert_eq!(redone(&back), [StepName::Disk]);
     assert_eq!(digests(&back), digests(&first));
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn a_damaged_output_is_written_again() {
-    let machine = Machine::new();
+    let machine = Machine::new(Arch::X86_64);
     let resolved = profile(Arch::X86_64);
     let first = machine.built(&resolved);
     std::fs::write(machine.out().join("disk.img"), b"damaged").unwrap();
     let again = machine.built(&resolved);
-    assert_eq!(redone(&again), [StepName::Disk, StepName::Release]);
+    assert_eq!(redone(&again), [StepName::Disk]);
     assert_eq!(digests(&again), digests(&first));
 }
 
 #[test]
-#[ignore = "needs a Debian mirror"]
 fn an_image_too_large_for_its_slot_leaves_the_earlier_output_alone() {
-    let machine = Machine::new();
+    let machine = Machine::new(Arch::X86_64);
     let mut resolved = profile(Arch::X86_64);
     let first = machine.built(&resolved);
     resolved.disk.slot_mib = Some(16);
     let error = format!("{:#}", machine.build(&resolved).unwrap_err());
-    assert!(
-        error.starts_with("step disk (disk image (GPT, ESP, slots)): each slot has 16 MiB, of which"),
-        "{error}"
-    );
+    assert!(error.starts_with("each slot has 16 MiB, of which"), "{error}");
     assert!(first.files.iter().all(|file| file.is_untouched(&machine.out())));
 }
