@@ -11,12 +11,15 @@
 //! - [`keys`], [`roles`]: who may sign what, and how that changes
 //! - [`frame`], [`manifest`]: what a release says, signed; [`document`] has the rules both kinds of CBOR document share
 //! - [`trust`]: what a device decides about an announcement
+//! - [`delta`]: deltas between images: container, pointer models, decoder (no I/O of its own)
 //! - [`device`]: the profile as the device sees it
 //! - [`status`]: what the agent reports
 
 pub mod arch;
 pub mod boot;
 pub mod bootargs;
+#[cfg(feature = "delta")]
+pub mod delta;
 pub mod device;
 pub mod dm;
 pub mod document;

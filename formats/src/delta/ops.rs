@@ -1,0 +1,221 @@
+//! The operations that produce one group of output, in output order.
+//!
+//! Knows their coding and limits, not how they are carried out (`apply`).
+
+use super::wire::{Reader, put_signed, put_varint};
+use super::{MAX_IMAGE, MAX_OBJECTS, MAX_PREFIX, Result, malformed};
+
+/// One operation; `len` bytes of output each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Bytes of the old image as they are.
+    Copy {
+        /// Offset in the old image.
+        old: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Bytes of the old image plus the next bytes of the residue, each modulo 256.
+    Diff {
+        /// Offset in the old image.
+        old: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The next literal bytes.
+    Extra {
+        /// Bytes.
+        len: u64,
+    },
+    /// Zero bytes.
+    Zero {
+        /// Bytes.
+        len: u64,
+    },
+    /// A zstd frame whose prefix is a part of the old image.
+    Prefix {
+        /// Offset of the prefix in the old image.
+        old: u64,
+        /// Length of the prefix, at most [`MAX_PREFIX`].
+        window: u64,
+        /// Length of the frame.
+        packed: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// What the map of an object says, plus residue and literals.
+    Object {
+        /// Number of the object.
+        object: u64,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+const COPY: u64 = 0;
+const DIFF: u64 = 1;
+const EXTRA: u64 = 2;
+const ZERO: u64 = 3;
+const PREFIX: u64 = 4;
+const OBJECT: u64 = 5;
+
+impl Op {
+    /// Bytes of output.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Copy { len, .. } | Self::Diff { len, .. } | Self::Extra { len } | Self::Zero { len } => {
+                *len
+            }
+            Self::Prefix { len, .. } | Self::Object { len, .. } => *len,
+        }
+    }
+
+    /// True if it produces nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the next old offset is expected after this one.
+    fn cursor(&self, before: u64) -> u64 {
+        match self {
+            Self::Copy { old, len } | Self::Diff { old, len } => old + len,
+            Self::Prefix { old, window, .. } => old + window,
+            Self::Extra { .. } | Self::Zero { .. } | Self::Object { .. } => before,
+        }
+    }
+}
+
+/// Encodes `ops` of the group that starts at byte `start` of the output.
+#[must_use]
+pub fn encode(ops: &[Op], start: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut cursor = start;
+    let head = |out: &mut Vec<u8>, kind: u64, len: u64| put_varint(out, len << 3 | kind);
+    for op in ops {
+        let distance = |old: u64| old.cast_signed().wrapping_sub(cursor.cast_signed());
+        match *op {
+            Op::Copy { old, len } => {
+                head(&mut out, COPY, len);
+                put_signed(&mut out, distance(old));
+            }
+            Op::Diff { old, len } => {
+                head(&mut out, DIFF, len);
+                put_signed(&mut out, distance(old));
+            }
+            Op::Extra { len } => head(&mut out, EXTRA, len),
+            Op::Zero { len } => head(&mut out, ZERO, len),
+            Op::Prefix { old, window, packed, len } => {
+                head(&mut out, PREFIX, len);
+                put_signed(&mut out, distance(old));
+                put_varint(&mut out, window);
+                put_varint(&mut out, packed);
+            }
+            Op::Object { object, len } => {
+                head(&mut out, OBJECT, len);
+                put_varint(&mut out, object);
+            }
+        }
+        cursor = op.cursor(cursor);
+    }
+    out
+}
+
+/// Decodes the operations of the group that starts at byte `start` and has `size` bytes of output.
+///
+/// # Errors
+/// When they are damaged, name bytes outside an old image of `old_size` bytes, or do not add up to `size`.
+pub fn decode(bytes: &[u8], start: u64, size: u64, old_size: u64) -> Result<Vec<Op>> {
+    let mut reader = Reader::new("group operations", bytes);
+    let (mut ops, mut cursor, mut total) = (Vec::new(), start, 0u64);
+    while reader.left() > 0 {
+        let head = reader.varint("operation", u64::MAX)?;
+        let (kind, len) = (head & 7, head >> 3);
+        total = total.saturating_add(len);
+        if total > size || len == 0 {
+            return malformed(
+                "group operations",
+                format!("they give {total} bytes, but the group has {size}"),
+            );
+        }
+        let place = |reader: &mut Reader, len: u64| -> Result<u64> {
+            let old = cursor.wrapping_add_signed(reader.signed("old offset")?);
+            match old.checked_add(len) {
+                Some(end) if end <= old_size => Ok(old),
+                Some(_) | None => {
+                    malformed("group operations", format!("{len} bytes at {old} are past {old_size}"))
+                }
+            }
+        };
+        let op = match kind {
+            COPY => Op::Copy { old: place(&mut reader, len)?, len },
+            DIFF => Op::Diff { old: place(&mut reader, len)?, len },
+            EXTRA => Op::Extra { len },
+            ZERO => Op::Zero { len },
+            PREFIX => {
+                let old = place(&mut reader, 0)?;
+                let window = reader.varint("prefix", MAX_PREFIX.min(old_size - old))?;
+                Op::Prefix { old, window, packed: reader.varint("frame length", MAX_IMAGE)?, len }
+            }
+            OBJECT => Op::Object { object: reader.varint("object", MAX_OBJECTS)?, len },
+            _ => {
+                return malformed("group operations", format!("operation {kind} is unknown to this version"));
+            }
+        };
+        cursor = op.cursor(cursor);
+        ops.push(op);
+    }
+    if total == size {
+        Ok(ops)
+    } else {
+        malformed("group operations", format!("they give {total} of {size} bytes"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_op() -> impl Strategy<Value = Op> {
+        let (old, len) = (0u64..1 << 20, 1u64..1 << 16);
+        prop_oneof![
+            (old.clone(), len.clone()).prop_map(|(old, len)| Op::Copy { old, len }),
+            (old.clone(), len.clone()).prop_map(|(old, len)| Op::Diff { old, len }),
+            len.clone().prop_map(|len| Op::Extra { len }),
+            len.clone().prop_map(|len| Op::Zero { len }),
+            (old, 0u64..1 << 16, 0u64..9999, len.clone()).prop_map(|(old, window, packed, len)| Op::Prefix {
+                old,
+                window,
+                packed,
+                len
+            }),
+            (0u64..100, len).prop_map(|(object, len)| Op::Object { object, len }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn operations_come_back(ops in prop::collection::vec(any_op(), 0..50), start in 0u64..1 << 30) {
+            let size = ops.iter().map(Op::len).sum();
+            let bytes = encode(&ops, start);
+            prop_assert_eq!(decode(&bytes, start, size, 1 << 21).unwrap(), ops);
+            prop_assert!(decode(&bytes, start, size + 1, 1 << 21).is_err());
+        }
+
+        #[test]
+        fn damage_is_an_error_or_other_operations(bytes: Vec<u8>) {
+            if let Ok(ops) = decode(&bytes, 0, 100, 1000) {
+                prop_assert_eq!(ops.iter().map(Op::len).sum::<u64>(), 100);
+            }
+        }
+    }
+
+    #[test]
+    fn old_bytes_past_the_end_are_refused() {
+        let bytes = encode(&[Op::Copy { old: 90, len: 20 }], 0);
+        let error = decode(&bytes, 0, 20, 100).unwrap_err().to_string();
+        assert!(error.contains("20 bytes at 90 are past 100"), "{error}");
+    }
+}

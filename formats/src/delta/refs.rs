@@ -1,0 +1,94 @@
+//! One pointer in old bytes, and how to write where it leads in the new image.
+//!
+//! Does not know where pointers come from (`elf`, `erofs`) nor how addresses move (`map`).
+
+use super::a64;
+use super::map::AddressMap;
+
+/// How a pointer is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefKind {
+    /// 4 bytes: target minus (own address + `base`).
+    Rel32,
+    /// 8 bytes: the target.
+    Abs64,
+    /// 4 bytes: target minus the address `base`, which moves too; in units of `1 << shift`.
+    Off32,
+    /// AArch64 `b`, `bl`.
+    Branch26,
+    /// AArch64 conditional branches and literal loads.
+    Branch19,
+    /// AArch64 `tbz`, `tbnz`.
+    Branch14,
+    /// AArch64 `adr`.
+    Adr,
+    /// AArch64 `adrp`.
+    Adrp,
+    /// AArch64 low 12 bits, in units of `1 << shift`.
+    Low12,
+    /// EROFS block address: 4 bytes, in units of `1 << shift`.
+    Block32,
+    /// EROFS inode number: 8 bytes, 32-byte units after the address `base`.
+    Nid64,
+}
+
+/// A pointer in the old bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ref {
+    /// Offset in the file.
+    pub at: u64,
+    /// How it is stored.
+    pub kind: RefKind,
+    /// Unit, see [`RefKind`].
+    pub shift: u8,
+    /// See [`RefKind`].
+    pub base: u64,
+    /// Address it leads to.
+    pub target: u64,
+}
+
+impl Ref {
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        match self.kind {
+            RefKind::Abs64 | RefKind::Nid64 => 8,
+            RefKind::Rel32 | RefKind::Off32 | RefKind::Block32 | RefKind::Branch26 => 4,
+            RefKind::Branch19 | RefKind::Branch14 | RefKind::Adr | RefKind::Adrp | RefKind::Low12 => 4,
+        }
+    }
+
+    /// Writes the predicted pointer over `bytes`, which hold the old one and now lie at address `va` (`None`: nowhere).
+    pub fn project(&self, bytes: &mut [u8], va: Option<u64>, map: &AddressMap) {
+        let target = map.map(self.target);
+        match self.kind {
+            RefKind::Abs64 => put(bytes, &target.to_le_bytes()),
+            RefKind::Rel32 => {
+                if let Some(va) = va {
+                    let value = target.wrapping_sub(va.wrapping_add(self.base)) as u32;
+                    put(bytes, &value.to_le_bytes());
+                }
+            }
+            RefKind::Off32 => {
+                let value = (target.wrapping_sub(map.map(self.base)) >> self.shift) as u32;
+                put(bytes, &value.to_le_bytes());
+            }
+            RefKind::Block32 => put(bytes, &((target >> self.shift) as u32).to_le_bytes()),
+            RefKind::Nid64 => put(bytes, &(target.wrapping_sub(map.map(self.base)) >> 5).to_le_bytes()),
+            RefKind::Branch26 | RefKind::Branch19 | RefKind::Branch14 => self.code(bytes, va, target),
+            RefKind::Adr | RefKind::Adrp | RefKind::Low12 => self.code(bytes, va, target),
+        }
+    }
+
+    fn code(&self, bytes: &mut [u8], va: Option<u64>, target: u64) {
+        if let (Some(va), Some(word)) = (va, bytes.first_chunk_mut::<4>()) {
+            a64::write(self, word, va, target);
+        }
+    }
+}
+
+fn put(bytes: &mut [u8], value: &[u8]) {
+    if let Some(place) = bytes.get_mut(..value.len()) {
+        place.copy_from_slice(value);
+    }
+}
