@@ -3,6 +3,7 @@
 pub mod build;
 pub mod cache;
 pub mod check;
+pub mod delta;
 pub mod keys;
 pub mod lab;
 pub mod lock;

@@ -10,6 +10,7 @@ pub mod board;
 pub mod cli;
 pub mod cmd;
 pub mod deb;
+pub mod delta;
 pub mod erofs;
 pub mod execute;
 pub mod explain;

@@ -4,7 +4,7 @@
 //! prefix (8), and one object's tables (about 20); nothing grows with the images.
 
 use super::container::{self, Header, Index, digest, get_stream, unpack};
-use super::object::{Copy, Map, Projector};
+use super::object::{Map, Projector, pieces};
 use super::ops::{self, Op};
 use super::view::View;
 use super::wire::Reader;
@@ -219,15 +219,4 @@ impl<'a> Decoder<'a> {
         }
         Ok(())
     }
-}
-
-/// The parts of `copies` that lie in `len` bytes from `start` of the new file.
-pub fn pieces(copies: &[Copy], start: u64, len: u64) -> impl Iterator<Item = Copy> {
-    let end = start + len;
-    let first = copies.partition_point(|copy| copy.new + copy.len <= start);
-    copies[first..].iter().take_while(move |copy| copy.new < end).map(move |copy| {
-        let from = copy.new.max(start);
-        let to = (copy.new + copy.len).min(end);
-        Copy { new: from, old: copy.old + (from - copy.new), len: to - from }
-    })
 }

@@ -313,6 +313,17 @@ impl Projector {
     }
 }
 
+/// The parts of `copies` that lie in `len` bytes from `start` of the new file.
+pub fn pieces(copies: &[Copy], start: u64, len: u64) -> impl Iterator<Item = Copy> {
+    let end = start + len;
+    let first = copies.partition_point(|copy| copy.new + copy.len <= start);
+    copies[first..].iter().take_while(move |copy| copy.new < end).map(move |copy| {
+        let from = copy.new.max(start);
+        let to = (copy.new + copy.len).min(end);
+        Copy { new: from, old: copy.old + (from - copy.new), len: to - from }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,214 @@
+//! Writes one group: the operations, residue, literals and frames for its bytes.
+//!
+//! Knows the pieces and the methods chosen; nothing of how they were found.
+
+use super::choose::{Choice, Method, PREFIX_OUTPUT, prefix_window};
+use super::pack::{LEVEL, pack};
+use super::plan::{Job, Origin, Plan};
+use super::source::Image;
+use anyhow::Result;
+use formats::delta::MAX_PREFIX;
+use formats::delta::container::{Digest, digest, put_stream};
+use formats::delta::object::{Copy, Map, Projector, pieces};
+use formats::delta::ops::{self, Op};
+use formats::delta::view::View;
+
+/// Zero bytes in a row that are worth an operation.
+const ZEROS: usize = 64;
+
+/// Everything that groups are written from.
+pub struct Emitter<'a> {
+    /// Old image.
+    pub old: &'a Image,
+    /// New image.
+    pub new: &'a Image,
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Per job, what was chosen, and the number of its object.
+    pub choices: &'a [(Choice, u64)],
+    /// Length of a group.
+    pub group_len: u64,
+}
+
+#[derive(Default)]
+struct Group {
+    ops: Vec<Op>,
+    diff: Vec<u8>,
+    extra: Vec<u8>,
+    frames: Vec<u8>,
+    /// The object used last: opening one means reading the old file's headers.
+    open: Option<(u64, Projector)>,
+}
+
+/// A group as stored, and the digest of its output.
+pub struct Stored {
+    /// Bytes of the container.
+    pub packed: Vec<u8>,
+    /// SHA-256 of the output.
+    pub digest: Digest,
+}
+
+impl Group {
+    fn copy(&mut self, old: u64, len: u64) {
+        match self.ops.last_mut() {
+            Some(Op::Copy { old: before, len: so_far }) if *before + *so_far == old => *so_far += len,
+            Some(_) | None => self.ops.push(Op::Copy { old, len }),
+        }
+    }
+
+    fn zero(&mut self, len: usize) {
+        match self.ops.last_mut() {
+            Some(Op::Zero { len: so_far }) => *so_far += len as u64,
+            Some(_) | None => self.ops.push(Op::Zero { len: len as u64 }),
+        }
+    }
+
+    fn extra(&mut self, bytes: &[u8]) {
+        self.extra.extend_from_slice(bytes);
+        match self.ops.last_mut() {
+            Some(Op::Extra { len }) => *len += bytes.len() as u64,
+            Some(_) | None => self.ops.push(Op::Extra { len: bytes.len() as u64 }),
+        }
+    }
+
+    /// Literal bytes; runs of zeros apart.
+    fn literal(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+            if zeros >= ZEROS || zeros == bytes.len() {
+                self.zero(zeros);
+                bytes = &bytes[zeros..];
+                continue;
+            }
+            let mut end = zeros;
+            let mut run = 0;
+            while end < bytes.len() && run < ZEROS {
+                run = if bytes[end] == 0 { run + 1 } else { 0 };
+                end += 1;
+            }
+            let end = if run == ZEROS { end - run } else { end };
+            self.extra(&bytes[..end]);
+            bytes = &bytes[end..];
+        }
+    }
+
+    /// Bytes that resemble old ones.
+    fn resembling(&mut self, old: &[u8], at: u64, new: &[u8]) {
+        if old == new {
+            self.copy(at, new.len() as u64);
+            return;
+        }
+        self.diff.extend(new.iter().zip(old).map(|(new, old)| new.wrapping_sub(*old)));
+        self.ops.push(Op::Diff { old: at, len: new.len() as u64 });
+    }
+
+    fn finish(&self, start: u64) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        for bytes in [&ops::encode(&self.ops, start), &self.diff, &self.extra] {
+            put_stream(&mut out, bytes, &pack(bytes, &[], LEVEL)?);
+        }
+        out.extend_from_slice(&self.frames);
+        Ok(out)
+    }
+}
+
+impl Emitter<'_> {
+    /// Group `number`.
+    ///
+    /// # Errors
+    /// If an image cannot be read.
+    pub fn group(&self, number: u64) -> Result<Stored> {
+        let start = number * self.group_len;
+        let end = (start + self.group_len).min(formats::delta::ReadAt::size(self.new));
+        let bytes = self.new.bytes(start, end - start)?;
+        let mut group = Group::default();
+        let first = self.plan.pieces.partition_point(|piece| piece.at.offset + piece.at.len <= start);
+        for piece in self.plan.pieces[first..].iter().take_while(|piece| piece.at.offset < end) {
+            let from = piece.at.offset.max(start);
+            let to = (piece.at.offset + piece.at.len).min(end);
+            let part = &bytes[(from - start) as usize..(to - start) as usize];
+            match piece.origin {
+                Origin::Zero => group.zero(part.len()),
+                Origin::Same(old) => group.copy(old + (from - piece.at.offset), to - from),
+                Origin::Job(job) => self.part(&mut group, job, from, part)?,
+            }
+        }
+        let packed = group.finish(start)?;
+        let mut plain = Group::default();
+        if packed.len() * 4 > bytes.len() {
+            plain.literal(&bytes);
+            let alone = plain.finish(start)?;
+            if alone.len() < packed.len() {
+                return Ok(Stored { packed: alone, digest: digest(&bytes) });
+            }
+        }
+        Ok(Stored { packed, digest: digest(&bytes) })
+    }
+
+    /// `bytes` of the new image from `at` on, all of one job.
+    fn part(&self, group: &mut Group, job: usize, at: u64, bytes: &[u8]) -> Result<()> {
+        let (choice, object) = &self.choices[job];
+        match &choice.method {
+            Method::Literal => group.literal(bytes),
+            Method::Prefix => self.prefix(group, &self.plan.jobs[job], at, bytes)?,
+            Method::Copies(copies) => {
+                let mut done = 0usize;
+                for copy in pieces(copies, at, bytes.len() as u64) {
+                    let (from, to) = ((copy.new - at) as usize, (copy.new + copy.len - at) as usize);
+                    group.literal(&bytes[done..from]);
+                    group.resembling(&self.old.bytes(copy.old, copy.len)?, copy.old, &bytes[from..to]);
+                    done = to;
+                }
+                group.literal(&bytes[done..]);
+            }
+            Method::Object(map) => {
+                self.object(group, (*object, map), at, bytes)?;
+                let len = bytes.len() as u64;
+                group.ops.push(Op::Object { object: *object, len });
+            }
+        }
+        Ok(())
+    }
+
+    /// Parts of a file, each with old bytes as the prefix of its frame.
+    fn prefix(&self, group: &mut Group, job: &Job, at: u64, bytes: &[u8]) -> Result<()> {
+        let (Some(new), Some(old)) = (job.new.first(), job.old.first()) else {
+            group.literal(bytes);
+            return Ok(());
+        };
+        for (index, part) in bytes.chunks(PREFIX_OUTPUT as usize).enumerate() {
+            let place = at - new.offset + index as u64 * PREFIX_OUTPUT;
+            let (from, window) = prefix_window(place, part.len() as u64, new.len, old.len);
+            let prefix = self.old.bytes(old.offset + from, window.min(MAX_PREFIX))?;
+            let frame = pack(part, &prefix, LEVEL)?;
+            let (packed, len) = (frame.len() as u64, part.len() as u64);
+            group.ops.push(Op::Prefix { old: old.offset + from, window, packed, len });
+            group.frames.extend(frame);
+        }
+        Ok(())
+    }
+
+    /// Residue and literals of a part of an object.
+    fn object(&self, group: &mut Group, object: (u64, &Map), at: u64, bytes: &[u8]) -> Result<()> {
+        let (number, map) = object;
+        let mut projector = match group.open.take() {
+            Some((open, projector)) if open == number => projector,
+            Some(_) | None => Projector::open(map, self.old, &View::new(self.old, &map.old)?)?,
+        };
+        let start = at - map.new.offset;
+        let mut done = 0usize;
+        for copy in pieces(&map.copies, start, bytes.len() as u64) {
+            let (from, to) = ((copy.new - start) as usize, (copy.new + copy.len - start) as usize);
+            group.extra.extend_from_slice(&bytes[done..from]);
+            let mut predicted = vec![0; to - from];
+            projector.predict(map, self.old, Copy { ..copy }, &mut predicted)?;
+            group
+                .diff
+                .extend(bytes[from..to].iter().zip(&predicted).map(|(new, old)| new.wrapping_sub(*old)));
+            done = to;
+        }
+        group.extra.extend_from_slice(&bytes[done..]);
+        group.open = Some((number, projector));
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! Makes a delta: plan, choose, write groups, put the container together, and prove it by applying it.
+
+use super::choose::{Choice, Method, choose};
+use super::emit::{Emitter, Stored};
+use super::pack::{LEVEL, pack};
+use super::parallel;
+use super::plan::{Plan, plan};
+use super::source::Image;
+use crate::progress::Progress;
+use anyhow::{Context, Result, ensure};
+use formats::delta::apply::Decoder;
+use formats::delta::container::{Digest, HEADER, Header, Index, Part, digest, put_stream};
+use formats::delta::{MAX_OBJECTS, ReadAt, Sink};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::io;
+
+/// log2 of the output bytes of a group.
+const GROUP_BITS: u8 = 22;
+
+/// A delta, and what it consists of.
+pub struct Made {
+    /// The container's bytes.
+    pub bytes: Vec<u8>,
+    /// Per method: files and their bytes.
+    pub methods: BTreeMap<&'static str, (u64, u64)>,
+}
+
+fn name(method: &Method) -> &'static str {
+    match method {
+        Method::Literal => "literal",
+        Method::Prefix => "prefix",
+        Method::Copies(_) => "copies",
+        Method::Object(_) => "projected",
+    }
+}
+
+/// Numbers the objects; those past the limit become literals, which cannot happen with fewer than 64 Ki programs.
+fn number(choices: Vec<Choice>) -> Vec<(Choice, u64)> {
+    let mut objects = 0;
+    let mut numbered = Vec::with_capacity(choices.len());
+    for mut choice in choices {
+        if matches!(choice.method, Method::Object(_)) {
+            if objects == MAX_OBJECTS {
+                choice.method = Method::Literal;
+            } else {
+                objects += 1;
+            }
+        }
+        numbered.push((choice, objects.max(1) - 1));
+    }
+    numbered
+}
+
+fn maps(choices: &[(Choice, u64)]) -> Result<Vec<Vec<u8>>> {
+    let mut out = Vec::new();
+    for (choice, _) in choices {
+        if let Method::Object(map) = &choice.method {
+            let bytes = map.encode();
+            let mut stored = Vec::new();
+            put_stream(&mut stored, &bytes, &pack(&bytes, &[], LEVEL)?);
+            out.push(stored);
+        }
+    }
+    Ok(out)
+}
+
+fn assemble(
+    images: (&Image, &Image),
+    digests: &[Digest],
+    maps: &[Vec<u8>],
+    groups: &[Stored],
+) -> Result<Vec<u8>> {
+    let part = |packed: &[u8], digest| Part { offset: 0, packed: packed.len() as u64, digest };
+    let index = Index {
+        objects: maps.iter().map(|map| part(map, digest(map))).collect(),
+        groups: groups.iter().map(|group| part(&group.packed, group.digest)).collect(),
+    };
+    let plain = index.encode();
+    let packed = pack(&plain, &[], LEVEL)?;
+    let stored = if packed.len() < plain.len() { &packed } else { &plain };
+    let body: usize = maps.iter().map(Vec::len).sum::<usize>()
+        + groups.iter().map(|group| group.packed.len()).sum::<usize>();
+    let header = Header {
+        group_bits: GROUP_BITS,
+        old_len: images.0.size(),
+        new_len: images.1.size(),
+        old_digest: digests[0],
+        new_digest: digests[1],
+        total: HEADER + (stored.len() + body) as u64,
+        index_packed: u32::try_from(stored.len())?,
+        index_len: u32::try_from(plain.len())?,
+        index_digest: digest(stored),
+    };
+    let mut bytes = header.encode();
+    bytes.extend_from_slice(stored);
+    maps.iter().for_each(|map| bytes.extend_from_slice(map));
+    groups.iter().for_each(|group| bytes.extend_from_slice(&group.packed));
+    Ok(bytes)
+}
+
+/// Makes the delta from `old` to `new` with `threads` threads. The same images give the same bytes.
+///
+/// # Errors
+/// If an image cannot be read, or the result does not give `new` back.
+pub fn make(old: &Image, new: &Image, threads: usize, progress: &Progress) -> Result<Made> {
+    let images = [old, new];
+    let busy = progress.busy("compare images");
+    let digests = parallel::run(2, threads, |side| images[side].digest(0, images[side].size()))?;
+    let plan = plan(old, new, threads)?;
+    drop(busy);
+    let bar = progress.items("encode changed files", plan.jobs.len() as u64);
+    let choices = parallel::run(plan.jobs.len(), threads, |job| {
+        let choice = choose(&plan, &plan.jobs[job], old, new);
+        bar.add(1);
+        choice
+    })?;
+    drop(bar);
+    let methods = tally(&plan, &choices);
+    let choices = number(choices);
+    let group_len = 1u64 << GROUP_BITS;
+    let emitter = Emitter { old, new, plan: &plan, choices: &choices, group_len };
+    let count = usize::try_from(new.size().div_ceil(group_len))?;
+    let bar = progress.items("write groups", count as u64);
+    let groups = parallel::run(count, threads, |group| {
+        let stored = emitter.group(group as u64);
+        bar.add(1);
+        stored
+    })?;
+    drop(bar);
+    let bytes = assemble((old, new), &digests, &maps(&choices)?, &groups)?;
+    let busy = progress.busy("apply the delta once");
+    check(old, &bytes, &digests[1]).context("prove the delta by applying it")?;
+    drop(busy);
+    Ok(Made { bytes, methods })
+}
+
+fn tally(plan: &Plan, choices: &[Choice]) -> BTreeMap<&'static str, (u64, u64)> {
+    let mut methods: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
+    for (job, choice) in plan.jobs.iter().zip(choices) {
+        let entry = methods.entry(name(&choice.method)).or_default();
+        entry.0 += 1;
+        entry.1 += job.new.iter().map(|extent| extent.len).sum::<u64>();
+    }
+    methods
+}
+
+/// Output that is only hashed; groups come in order.
+struct Hash(Sha256);
+
+impl Sink for Hash {
+    fn write_at(&mut self, _offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.update(bytes);
+        Ok(())
+    }
+}
+
+fn check(old: &Image, delta: &dyn ReadAt, expected: &Digest) -> Result<()> {
+    let mut hash = Hash(Sha256::new());
+    Decoder::open(old, delta)?.run(&mut |_| true, &mut hash)?;
+    let found: Digest = hash.0.finalize().into();
+    ensure!(
+        found == *expected,
+        "the result differs from the new image: this is a fault of farhold, report it"
+    );
+    Ok(())
+}

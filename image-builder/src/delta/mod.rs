@@ -1,0 +1,22 @@
+//! Making and applying deltas between two images or files. Data flows downwards:
+//!
+//! ```text
+//! source ─▶ plan (matching) ─▶ choose (align, label, golang, pack) ─▶ emit ─▶ make ─▶ container
+//!                                    formats::delta: models, decoder ─────────▶ apply
+//! ```
+//!
+//! The format is described in `docs/delta.md`; deciding what a release offers is not done here.
+
+mod align;
+mod choose;
+mod emit;
+mod golang;
+mod label;
+mod make;
+mod matching;
+mod pack;
+mod parallel;
+mod plan;
+pub mod source;
+
+pub use make::{Made, make};

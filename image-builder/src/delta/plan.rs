@@ -1,0 +1,221 @@
+//! Cuts a new image into pieces: bytes that the old image has, and jobs for those that changed.
+//!
+//! Knows where files lie in EROFS images; any other file is one job. Does not encode anything.
+
+use super::matching::{Matcher, extents};
+use super::parallel;
+use super::source::Image;
+use anyhow::{Context, Result};
+use formats::delta::ReadAt;
+use formats::delta::container::Digest;
+use formats::delta::erofs::{self, File, Tree};
+use formats::delta::map::Range;
+use formats::delta::view::Extent;
+use std::collections::HashMap;
+
+/// Where a piece of the new image comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The same bytes lie at this offset of the old image.
+    Same(u64),
+    /// The job with this number says.
+    Job(usize),
+    /// Zeros: padding behind a file.
+    Zero,
+}
+
+/// A piece of the new image.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece {
+    /// Where it lies in the new image.
+    pub at: Extent,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Bytes to encode against old ones.
+#[derive(Debug)]
+pub struct Job {
+    /// What lies in the new image and is to be produced.
+    pub new: Vec<Extent>,
+    /// The same file with the parts that others produce (its tail among the metadata).
+    pub whole: Vec<Extent>,
+    /// The old file; empty if none is like it.
+    pub old: Vec<Extent>,
+    /// Metadata of EROFS images: pointers are block addresses and inode numbers.
+    pub metadata: bool,
+}
+
+/// All pieces in the order of the new image, without gaps.
+pub struct Plan {
+    /// Pieces.
+    pub pieces: Vec<Piece>,
+    /// Jobs.
+    pub jobs: Vec<Job>,
+    /// How files' bytes moved, for pointers in metadata.
+    pub moves: Vec<Range>,
+    /// Both images are EROFS.
+    pub erofs: bool,
+}
+
+/// Files' data is taken to be padded to this.
+const PAGE: u64 = 4096;
+
+fn whole(len: u64) -> Extent {
+    Extent { offset: 0, len }
+}
+
+/// Makes the plan for `new` against `old`.
+///
+/// # Errors
+/// If an image cannot be read, or is damaged.
+pub fn plan(old: &Image, new: &Image, threads: usize) -> Result<Plan> {
+    let trees =
+        (erofs::walk(old).context("walk the old image")?, erofs::walk(new).context("walk the new image")?);
+    if let (Some(old_tree), Some(new_tree)) = &trees {
+        return plan_trees((old, old_tree), (new, new_tree), threads);
+    }
+    let (at, from) = (whole(new.size()), whole(old.size()));
+    let job = Job { new: vec![at], whole: vec![at], old: vec![from], metadata: false };
+    let pieces = if at.len == 0 { Vec::new() } else { vec![Piece { at, origin: Origin::Job(0) }] };
+    Ok(Plan { pieces, jobs: vec![job], moves: Vec::new(), erofs: false })
+}
+
+/// Files with data blocks in the order of the image; the first of those that share blocks, and none that overlap.
+fn by_place(tree: &Tree) -> Vec<(Extent, &File)> {
+    let mut files: Vec<_> = tree.files.iter().filter_map(|file| Some((file.inode.data?, file))).collect();
+    files.sort_by_key(|(data, _)| data.offset);
+    let mut end = 0;
+    files.retain(|(data, _)| {
+        let apart = data.offset >= end;
+        if apart {
+            end = data.offset + data.len;
+        }
+        apart
+    });
+    files
+}
+
+fn digests(image: &Image, files: &[(Extent, &File)], threads: usize) -> Result<Vec<Digest>> {
+    parallel::run(files.len(), threads, |number| image.digest(files[number].0.offset, files[number].0.len))
+}
+
+/// `data` and the padding behind it, as far as the padding is equal in both images.
+fn padded(sides: (&Image, &Image), data: Extent, from: u64, block: u64) -> Result<u64> {
+    let padding = data.len.next_multiple_of(block) - data.len;
+    let fits = |image: &Image, at: u64| at + data.len + padding <= image.size();
+    if padding == 0 || !fits(sides.0, from) || !fits(sides.1, data.offset) {
+        return Ok(data.len);
+    }
+    let equal = sides.0.bytes(from + data.len, padding)? == sides.1.bytes(data.offset + data.len, padding)?;
+    Ok(data.len + if equal { padding } else { 0 })
+}
+
+fn plan_trees(old: (&Image, &Tree), new: (&Image, &Tree), threads: usize) -> Result<Plan> {
+    let (old_files, new_files) = (by_place(old.1), by_place(new.1));
+    let (old_digests, new_digests) =
+        (digests(old.0, &old_files, threads)?, digests(new.0, &new_files, threads)?);
+    let mut known: HashMap<(Digest, u64), u64> = HashMap::new();
+    for ((data, _), digest) in old_files.iter().zip(&old_digests) {
+        known.entry((*digest, data.len)).or_insert(data.offset);
+    }
+    let mut matcher = Matcher::new(old.0, &old.1.files);
+    let block = 1 << new.1.superblock.block_bits;
+    let mut plan = Plan { pieces: Vec::new(), jobs: Vec::new(), moves: Vec::new(), erofs: true };
+    for ((data, file), digest) in new_files.iter().zip(&new_digests) {
+        let like = matcher.find(new.0, file)?;
+        let same_place = like.and_then(|like| like.inode.data).filter(|from| {
+            let number = old_files.partition_point(|(data, _)| data.offset < from.offset);
+            old_digests.get(number) == Some(digest)
+                && old_files[number].0 == Extent { offset: from.offset, ..*data }
+        });
+        let same = same_place.map(|from| from.offset).or_else(|| known.get(&(*digest, data.len)).copied());
+        let from = same.or(like.and_then(|like| like.inode.data).map(|from| from.offset));
+        if let Some(from) = from {
+            let delta = data.offset.wrapping_sub(from);
+            plan.moves.push(Range { start: from, end: from + data.len.next_multiple_of(block), delta });
+        }
+        let (len, origin) = match same {
+            Some(from) => (padded((old.0, new.0), *data, from, block)?, Origin::Same(from)),
+            None => {
+                let old = like.map(|like| extents(&like.inode)).unwrap_or_default();
+                plan.jobs.push(Job { new: vec![*data], whole: extents(&file.inode), old, metadata: false });
+                (data.len, Origin::Job(plan.jobs.len() - 1))
+            }
+        };
+        plan.pieces.push(Piece { at: Extent { offset: data.offset, len }, origin });
+        pad(&mut plan, new.0, Extent { offset: data.offset, len }, block)?;
+    }
+    add_metadata(&mut plan, &old_files, (old.0.size(), new.0.size()));
+    merge_moves(&mut plan.moves);
+    Ok(plan)
+}
+
+/// The padding behind a file's data, if it is all zeros.
+fn pad(plan: &mut Plan, new: &Image, data: Extent, block: u64) -> Result<()> {
+    let at = Extent { offset: data.offset + data.len, len: data.len.next_multiple_of(block) - data.len };
+    let inside = at.len > 0 && at.offset + at.len <= new.size();
+    if inside && new.bytes(at.offset, at.len)?.iter().all(|byte| *byte == 0) {
+        plan.pieces.push(Piece { at, origin: Origin::Zero });
+    }
+    Ok(())
+}
+
+/// What no extent of `taken` (sorted) covers of `len` bytes.
+fn gaps(taken: impl Iterator<Item = Extent>, len: u64) -> Vec<Extent> {
+    let (mut at, mut found) = (0, Vec::new());
+    for extent in taken.chain([Extent { offset: len, len: 0 }]) {
+        if extent.offset > at {
+            found.push(Extent { offset: at, len: extent.offset - at });
+        }
+        at = at.max(extent.offset + extent.len);
+    }
+    found
+}
+
+/// One job for everything that is no file's data.
+fn add_metadata(plan: &mut Plan, old_files: &[(Extent, &File)], lens: (u64, u64)) {
+    let block = |data: Extent| Extent { offset: data.offset, len: data.len.next_multiple_of(PAGE) };
+    let old = gaps(old_files.iter().map(|(data, _)| block(*data)), lens.0);
+    let new = gaps(plan.pieces.iter().map(|piece| piece.at), lens.1);
+    let number = plan.jobs.len();
+    plan.pieces.extend(new.iter().map(|at| Piece { at: *at, origin: Origin::Job(number) }));
+    plan.pieces.sort_by_key(|piece| piece.at.offset);
+    plan.jobs.push(Job { new: new.clone(), whole: new, old, metadata: true });
+}
+
+/// Joins neighbours that moved alike, in the order of old offsets.
+fn merge_moves(moves: &mut Vec<Range>) {
+    moves.sort_by_key(|range| (range.start, range.end));
+    let mut merged: Vec<Range> = Vec::new();
+    for range in moves.iter() {
+        match merged.last_mut() {
+            Some(last) if last.end == range.start && last.delta == range.delta => last.end = range.end,
+            Some(last) if *last == *range => {}
+            Some(_) | None => merged.push(*range),
+        }
+    }
+    *moves = merged;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_what_is_left() {
+        let taken =
+            [Extent { offset: 10, len: 5 }, Extent { offset: 15, len: 5 }, Extent { offset: 30, len: 70 }];
+        let found = gaps(taken.into_iter(), 100);
+        assert_eq!(found, [Extent { offset: 0, len: 10 }, Extent { offset: 20, len: 10 }]);
+        assert_eq!(gaps([].into_iter(), 7), [whole(7)]);
+    }
+
+    #[test]
+    fn moves_that_agree_are_one() {
+        let range = |start, end, delta| Range { start, end, delta };
+        let mut moves = vec![range(10, 20, 5), range(0, 10, 5), range(20, 30, 6), range(20, 30, 6)];
+        merge_moves(&mut moves);
+        assert_eq!(moves, [range(0, 20, 5), range(20, 30, 6)]);
+    }
+}
