@@ -19,4 +19,7 @@ mod parallel;
 mod plan;
 pub mod source;
 
+#[cfg(test)]
+mod tests;
+
 pub use make::{Made, make};

@@ -1,0 +1,236 @@
+//! Whole deltas: made, damaged, applied. Images are written by hand here, so that no tool is needed.
+
+use super::make::make;
+use super::source::Image;
+use crate::progress::Progress;
+use formats::delta::ReadAt;
+use formats::delta::apply::Decoder;
+use proptest::prelude::*;
+use std::io::Write;
+
+/// Bytes without any pattern, the same for the same seed.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+fn image(bytes: &[u8]) -> Image {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    Image::open(file.path()).unwrap()
+}
+
+fn delta(old: &[u8], new: &[u8], threads: usize) -> Vec<u8> {
+    make(&image(old), &image(new), threads, &Progress::quiet()).unwrap().bytes
+}
+
+fn apply(old: &Vec<u8>, delta: &Vec<u8>) -> Result<Vec<u8>, formats::delta::DeltaError> {
+    let mut out = Vec::new();
+    Decoder::open(old, delta)?.run(&mut |_| true, &mut out)?;
+    Ok(out)
+}
+
+#[test]
+fn empty_equal_and_foreign_files_come_back() {
+    let some = noise(1, 100_000);
+    for (old, new) in
+        [(vec![], vec![]), (vec![], some.clone()), (some.clone(), vec![]), (some.clone(), noise(2, 70_000))]
+    {
+        assert_eq!(apply(&old, &delta(&old, &new, 1)).unwrap(), new);
+    }
+    let same = delta(&some, &some, 1);
+    assert!(same.len() < 250, "an equal file costs {} bytes", same.len());
+}
+
+#[test]
+fn groups_apply_in_any_order_and_resume() {
+    let old = noise(3, 13 << 20);
+    let mut new = old.clone();
+    new.splice(5_000_000..5_000_000, noise(4, 999));
+    let delta = delta(&old, &new, 2);
+    assert!(delta.len() < 2500, "an insertion costs {} bytes", delta.len());
+    let mut decoder = Decoder::open(&old, &delta).unwrap();
+    let mut out = vec![0; new.len()];
+    for number in [3u64, 0, 2, 1] {
+        let mut group = Vec::new();
+        decoder.group(number, &mut group).unwrap();
+        let from = (number * decoder.header().group_len()) as usize;
+        out[from..from + group.len()].copy_from_slice(&group);
+    }
+    assert!(out == new);
+    assert!(decoder.group(4, &mut Vec::new()).unwrap_err().to_string().contains("number 4 of 4"));
+}
+
+#[test]
+fn the_same_images_give_the_same_delta_whatever_the_threads() {
+    let (old, new) = (erofs(&files(1)), erofs(&files(2)));
+    assert!(delta(&old, &new, 1) == delta(&old, &new, 3));
+}
+
+#[test]
+fn a_wrong_old_image_is_named() {
+    let old = noise(5, 50_000);
+    let delta = delta(&old, &noise(5, 60_000), 1);
+    let error = apply(&noise(5, 40_000), &delta).unwrap_err().to_string();
+    assert!(
+        error.contains("the old image has 40000 bytes, but the delta was made for one of 50000"),
+        "{error}"
+    );
+    let error = apply(&noise(6, 50_000), &delta).unwrap_err().to_string();
+    assert!(error.contains("group 0 has SHA-256"), "{error}");
+}
+
+/// This test program, and the same with parts moved, so that its pointers no longer lead where they did.
+fn programs() -> (Vec<u8>, Vec<u8>) {
+    let old = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    let mut new = old.clone();
+    let middle = new.len() / 3;
+    new[middle..middle + 4000].rotate_left(64);
+    new.truncate(old.len() - 10);
+    (old, new)
+}
+
+#[test]
+fn a_changed_program_comes_back() {
+    let (old, new) = programs();
+    let delta = delta(&old, &new, 2);
+    assert!(delta.len() < 20_000, "{} bytes", delta.len());
+    assert!(apply(&old, &delta).unwrap() == new);
+}
+
+/// A file of an image: its name and content.
+type Content = (String, Vec<u8>);
+
+fn files(version: u8) -> Vec<Content> {
+    let mut files: Vec<Content> = (0..60u64)
+        .map(|number| (format!("file{number:02}"), noise(number, 4096 * (1 + number as usize % 5) + 100)))
+        .collect();
+    files.push((format!("lib.so.{version}"), noise(100, 50_000)));
+    if version == 2 {
+        files[7].1 = noise(7, 30_000);
+        files[22].1[5000] ^= 1;
+        files[30].0 = "renamed".to_owned();
+        files.push(("added".to_owned(), noise(99, 9000)));
+    }
+    files.sort();
+    files
+}
+
+/// An EROFS image with one directory: compact inodes, tails inline, data behind (`fs/erofs/erofs_fs.h`).
+fn erofs(files: &[Content]) -> Vec<u8> {
+    const BLOCK: usize = 4096;
+    let names: Vec<&str> =
+        [".", ".."].into_iter().chain(files.iter().map(|(name, _)| name.as_str())).collect();
+    let directory_len = names.iter().map(|name| 12 + name.len()).sum::<usize>();
+    assert!(directory_len < BLOCK, "one block holds the directory");
+    // The root's inode is number 36; each inode starts a unit of 32 bytes, the tail behind it.
+    let mut nids = vec![36u64, 36];
+    let mut next = 36 + (32 + directory_len).div_ceil(32) as u64;
+    for (_, content) in files {
+        nids.push(next);
+        next += (32 + content.len() % BLOCK).div_ceil(32) as u64;
+    }
+    let mut block = (next as usize * 32).div_ceil(BLOCK);
+    let mut image = vec![0u8; block * BLOCK];
+    image[1024..1028].copy_from_slice(&0xe0f5_e1e2u32.to_le_bytes());
+    image[1024 + 12] = 12;
+    image[1024 + 14] = 36;
+    let inode = |image: &mut Vec<u8>, nid: u64, mode: u16, content: &[u8], blocks: &mut usize| {
+        let at = nid as usize * 32;
+        image[at] = 2 << 1;
+        image[at + 4..at + 6].copy_from_slice(&mode.to_le_bytes());
+        image[at + 8..at + 12].copy_from_slice(&(content.len() as u32).to_le_bytes());
+        image[at + 16..at + 20].copy_from_slice(&(*blocks as u32).to_le_bytes());
+        let whole = content.len() / BLOCK * BLOCK;
+        image[at + 32..at + 32 + content.len() - whole].copy_from_slice(&content[whole..]);
+        image.extend_from_slice(&content[..whole]);
+        *blocks += whole / BLOCK;
+    };
+    let mut directory = Vec::new();
+    let mut start = names.len() * 12;
+    for (name, nid) in names.iter().zip(&nids) {
+        directory.extend(nid.to_le_bytes());
+        directory.extend((start as u16).to_le_bytes());
+        directory.extend([1, 0]);
+        start += name.len();
+    }
+    names.iter().for_each(|name| directory.extend(name.as_bytes()));
+    inode(&mut image, 36, 0o40755, &directory, &mut block);
+    for ((_, content), nid) in files.iter().zip(&nids[2..]) {
+        inode(&mut image, *nid, 0o100_644, content, &mut block);
+    }
+    image
+}
+
+#[test]
+fn an_image_costs_what_its_files_changed() {
+    let (old, new) = (erofs(&files(1)), erofs(&files(2)));
+    let tree = formats::delta::erofs::walk(&new).unwrap().unwrap();
+    assert_eq!(tree.files.len(), 62);
+    let delta = delta(&old, &new, 2);
+    // New content is 30,000 and 9,000 bytes of noise; the rest is names, inodes and digests.
+    assert!(delta.len() < 40_500, "{} bytes", delta.len());
+    assert!(apply(&old, &delta).unwrap() == new);
+}
+
+fn edited(old: &[u8], edits: &[(usize, usize, u8)]) -> Vec<u8> {
+    let mut new = old.to_vec();
+    for (at, len, kind) in edits {
+        let from = at % (new.len() + 1);
+        let to = (from + len).min(new.len());
+        match kind % 3 {
+            0 => drop(new.splice(from..from, noise(*len as u64, *len))),
+            1 => drop(new.drain(from..to)),
+            _ => new[from..to].iter_mut().for_each(|byte| *byte = byte.wrapping_add(3)),
+        }
+    }
+    new
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn edited_files_come_back(len in 0usize..60_000, edits in prop::collection::vec((0usize..60_000, 0usize..5000, any::<u8>()), 0..12)) {
+        let old = noise(9, len);
+        let new = edited(&old, &edits);
+        prop_assert!(apply(&old, &delta(&old, &new, 1)).unwrap() == new);
+    }
+}
+
+/// Damages `delta` behind its digests' back: index and header are left, so that damage reaches the decoder.
+fn body_start(delta: &Vec<u8>) -> usize {
+    let (header, _) = formats::delta::container::open(delta).unwrap();
+    144 + header.index_packed as usize
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn damage_is_an_error_and_never_other_output(damage in prop::collection::vec((any::<u32>(), any::<u8>()), 1..4), cut: u16) {
+        use std::sync::OnceLock;
+        static SAMPLE: OnceLock<(Vec<u8>, Vec<u8>, Vec<u8>)> = OnceLock::new();
+        let (old, new, good) = SAMPLE.get_or_init(|| {
+            let (old, new) = (erofs(&files(1)), erofs(&files(2)));
+            let good = delta(&old, &new, 1);
+            (old, new, good)
+        });
+        let mut bad = good.clone();
+        let start = body_start(good);
+        for (at, value) in damage {
+            let at = start + at as usize % (bad.len() - start);
+            bad[at] = value;
+        }
+        if let Ok(out) = apply(old, &bad) {
+            prop_assert!(out == *new);
+        }
+        bad.truncate(usize::from(cut) % bad.len());
+        prop_assert!(apply(old, &bad).is_err());
+        prop_assert_eq!(old.size(), old.len() as u64);
+    }
+}
