@@ -8,7 +8,7 @@ use super::object::{Map, Projector, pieces};
 use super::ops::{self, Op};
 use super::view::View;
 use super::wire::Reader;
-use super::{DeltaError, MAX_MAP, MAX_OPS, ReadAt, Result, Sink, malformed, read_vec};
+use super::{DeltaError, MAX_OPS, ReadAt, Result, Sink, malformed, read_vec};
 use crate::hex;
 
 /// A delta opened against its old image.
@@ -92,7 +92,7 @@ impl<'a> Decoder<'a> {
         };
         let start = number * self.header.group_len();
         let size = self.header.group_len().min(self.header.new_len - start);
-        let packed = container::read_part(self.delta, &part, "group")?;
+        let packed = container::read_group(self.delta, &part)?;
         let mut reader = Reader::new("group", &packed);
         let ops = get_stream(&mut reader, "group operations", MAX_OPS)?;
         let ops = ops::decode(&ops, start, size, self.header.old_len)?;
@@ -160,14 +160,7 @@ impl<'a> Decoder<'a> {
         let Some(part) = usize::try_from(number).ok().and_then(|at| self.index.objects.get(at)) else {
             return malformed("group operations", format!("object {number} of {}", self.index.objects.len()));
         };
-        let stored = container::read_part(self.delta, part, "object")?;
-        if digest(&stored) != part.digest {
-            return malformed("object", format!("SHA-256 of map {number} is not the one in the index"));
-        }
-        let mut reader = Reader::new("object", &stored);
-        let bytes = get_stream(&mut reader, "object", MAX_MAP)?;
-        reader.end()?;
-        let map = Map::decode(&bytes, self.header.old_len, self.header.new_len)?;
+        let map = container::read_map(self.delta, part, &self.header)?;
         let projector = Projector::open(&map, self.old, &View::new(self.old, &map.old)?)?;
         self.object = Some((number, map, projector));
         Ok(())

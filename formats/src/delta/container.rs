@@ -3,6 +3,7 @@
 //! Knows where things are and their digests, not what they mean. The header is what a release signs: it names the index
 //! by digest, the index names every map and group.
 
+use super::object::Map;
 use super::wire::{Reader, put_varint};
 use super::{
     DeltaError, MAX_GROUP_PACKED, MAX_IMAGE, MAX_INDEX, MAX_MAP, MAX_OBJECTS, ReadAt, Result, malformed,
@@ -274,12 +275,30 @@ pub fn open(delta: &dyn ReadAt) -> Result<(Header, Index)> {
     Ok((header, index))
 }
 
-/// Reads a part's stored bytes; of a map also checks the digest.
+/// Reads the stored bytes of a group.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn read_group(delta: &dyn ReadAt, part: &Part) -> Result<Vec<u8>> {
+    read_vec(delta, "group", part.offset, part.packed)
+}
+
+/// Reads the map of an object and checks its digest.
 ///
 /// # Errors
 /// When it cannot be read or is damaged.
-pub fn read_part(delta: &dyn ReadAt, part: &Part, what: &'static str) -> Result<Vec<u8>> {
-    read_vec(delta, what, part.offset, part.packed)
+pub fn read_map(delta: &dyn ReadAt, part: &Part, header: &Header) -> Result<Map> {
+    let stored = read_vec(delta, "object", part.offset, part.packed)?;
+    if digest(&stored) != part.digest {
+        return malformed(
+            "object",
+            format!("SHA-256 of the map at byte {} is not the one in the index", part.offset),
+        );
+    }
+    let mut reader = Reader::new("object", &stored);
+    let bytes = get_stream(&mut reader, "object", MAX_MAP)?;
+    reader.end()?;
+    Map::decode(&bytes, header.old_len, header.new_len)
 }
 
 /// Compares an old image's length with the header's.

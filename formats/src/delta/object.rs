@@ -79,7 +79,7 @@ fn get_ranges(reader: &mut Reader) -> Result<Vec<Range>> {
 }
 
 impl Map {
-    /// The map's bytes, not packed. Copies are stored by column: gaps, lengths, distances.
+    /// The map's bytes, not packed. Copies are stored by column: gaps, lengths, changes of displacement.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -113,10 +113,10 @@ impl Map {
         for copy in &self.copies {
             put_varint(&mut out, copy.len);
         }
-        let mut cursor = 0u64;
+        let mut displacement = 0u64;
         for copy in &self.copies {
-            put_signed(&mut out, copy.old.wrapping_sub(cursor).cast_signed());
-            cursor = copy.old + copy.len;
+            put_signed(&mut out, copy.old.wrapping_sub(copy.new).wrapping_sub(displacement).cast_signed());
+            displacement = copy.old.wrapping_sub(copy.new);
         }
         out
     }
@@ -173,11 +173,12 @@ fn get_copies(reader: &mut Reader, old_len: u64, new_len: u64) -> Result<Vec<Cop
             return malformed("object", format!("a copy ends at {end} of a new file of {new_len} bytes"));
         }
     }
-    let mut cursor = 0u64;
+    let mut displacement = 0u64;
     for copy in &mut copies {
-        copy.old = cursor.wrapping_add_signed(reader.signed("distance")?);
+        displacement = displacement.wrapping_add_signed(reader.signed("displacement")?);
+        copy.old = copy.new.wrapping_add(displacement);
         match copy.old.checked_add(copy.len) {
-            Some(end) if end <= old_len => cursor = end,
+            Some(end) if end <= old_len => {}
             Some(_) | None => {
                 return malformed(
                     "object",

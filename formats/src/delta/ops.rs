@@ -77,11 +77,12 @@ impl Op {
         self.len() == 0
     }
 
-    /// Where the next old offset is expected after this one.
-    fn cursor(&self, before: u64) -> u64 {
+    /// Old offset minus output offset, which is expected of the next one too; for an operation at `at`.
+    fn displacement(&self, at: u64, before: u64) -> u64 {
         match self {
-            Self::Copy { old, len } | Self::Diff { old, len } => old + len,
-            Self::Prefix { old, window, .. } => old + window,
+            Self::Copy { old, .. } | Self::Diff { old, .. } | Self::Prefix { old, .. } => {
+                old.wrapping_sub(at)
+            }
             Self::Extra { .. } | Self::Zero { .. } | Self::Object { .. } => before,
         }
     }
@@ -91,10 +92,10 @@ impl Op {
 #[must_use]
 pub fn encode(ops: &[Op], start: u64) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut cursor = start;
+    let (mut at, mut displacement) = (start, 0u64);
     let head = |out: &mut Vec<u8>, kind: u64, len: u64| put_varint(out, len << 3 | kind);
     for op in ops {
-        let distance = |old: u64| old.cast_signed().wrapping_sub(cursor.cast_signed());
+        let distance = |old: u64| old.wrapping_sub(at).wrapping_sub(displacement).cast_signed();
         match *op {
             Op::Copy { old, len } => {
                 head(&mut out, COPY, len);
@@ -117,7 +118,8 @@ pub fn encode(ops: &[Op], start: u64) -> Vec<u8> {
                 put_varint(&mut out, object);
             }
         }
-        cursor = op.cursor(cursor);
+        displacement = op.displacement(at, displacement);
+        at += op.len();
     }
     out
 }
@@ -128,10 +130,11 @@ pub fn encode(ops: &[Op], start: u64) -> Vec<u8> {
 /// When they are damaged, name bytes outside an old image of `old_size` bytes, or do not add up to `size`.
 pub fn decode(bytes: &[u8], start: u64, size: u64, old_size: u64) -> Result<Vec<Op>> {
     let mut reader = Reader::new("group operations", bytes);
-    let (mut ops, mut cursor, mut total) = (Vec::new(), start, 0u64);
+    let (mut ops, mut displacement, mut total) = (Vec::new(), 0u64, 0u64);
     while reader.left() > 0 {
         let head = reader.varint("operation", u64::MAX)?;
         let (kind, len) = (head & 7, head >> 3);
+        let at = start.wrapping_add(total);
         total = total.saturating_add(len);
         if total > size || len == 0 {
             return malformed(
@@ -140,7 +143,7 @@ pub fn decode(bytes: &[u8], start: u64, size: u64, old_size: u64) -> Result<Vec<
             );
         }
         let place = |reader: &mut Reader, len: u64| -> Result<u64> {
-            let old = cursor.wrapping_add_signed(reader.signed("old offset")?);
+            let old = at.wrapping_add(displacement).wrapping_add_signed(reader.signed("old offset")?);
             match old.checked_add(len) {
                 Some(end) if end <= old_size => Ok(old),
                 Some(_) | None => {
@@ -163,7 +166,7 @@ pub fn decode(bytes: &[u8], start: u64, size: u64, old_size: u64) -> Result<Vec<
                 return malformed("group operations", format!("operation {kind} is unknown to this version"));
             }
         };
-        cursor = op.cursor(cursor);
+        displacement = op.displacement(at, displacement);
         ops.push(op);
     }
     if total == size {

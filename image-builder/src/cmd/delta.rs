@@ -5,7 +5,8 @@ use crate::delta::{Made, make};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use formats::delta::apply::Decoder;
-use formats::delta::container::{self, Digest};
+use formats::delta::container::{self, Digest, Header, Index};
+use formats::delta::object::Kind;
 use formats::delta::{ReadAt, Sink};
 use formats::hex;
 use sha2::{Digest as _, Sha256};
@@ -142,35 +143,59 @@ fn apply(old: &Path, delta: &Path, out: &Path) -> Result<()> {
     })
 }
 
+/// What one object consists of.
+#[derive(serde::Serialize)]
+struct ObjectFacts {
+    kind: &'static str,
+    new_offset: u64,
+    new_bytes: u64,
+    copies: usize,
+    ranges: usize,
+    map_bytes: u64,
+}
+
+fn objects(delta: &Image, header: &Header, index: &Index) -> Result<Vec<ObjectFacts>> {
+    let facts = |part: &container::Part| {
+        let map = container::read_map(delta, part, header)?;
+        let kind = match map.kind {
+            Kind::Elf(_) => "elf",
+            Kind::Erofs => "erofs",
+        };
+        let (copies, ranges) = (map.copies.len(), map.ranges.len());
+        let (new_offset, new_bytes) = (map.new.offset, map.new.len);
+        Ok(ObjectFacts { kind, new_offset, new_bytes, copies, ranges, map_bytes: part.packed })
+    };
+    index.objects.iter().map(facts).collect()
+}
+
 fn stat(path: &Path, json: bool) -> Result<()> {
     let delta = Image::open(path)?;
     let (header, index) = container::open(&delta).with_context(|| format!("read {}", path.display()))?;
+    let objects = objects(&delta, &header, &index).with_context(|| format!("read {}", path.display()))?;
     let sum = |parts: &[container::Part]| parts.iter().map(|part| part.packed).sum::<u64>();
     let (maps, groups) = (sum(&index.objects), sum(&index.groups));
     let largest = index.groups.iter().map(|part| part.packed).max().unwrap_or(0);
+    let (old, new) = (hex::encode(&header.old_digest), hex::encode(&header.new_digest));
     if json {
+        let sizes: Vec<u64> = index.groups.iter().map(|part| part.packed).collect();
         let value = serde_json::json!({
             "bytes": header.total, "old_bytes": header.old_len, "new_bytes": header.new_len,
-            "old_sha256": hex::encode(&header.old_digest), "new_sha256": hex::encode(&header.new_digest),
-            "group_bytes": header.group_len(), "groups": index.groups.len(), "largest_group_bytes": largest,
-            "objects": index.objects.len(), "index_bytes": header.index_packed, "map_bytes": maps, "data_bytes": groups,
+            "old_sha256": old, "new_sha256": new, "group_bytes": header.group_len(), "groups": sizes,
+            "objects": objects, "index_bytes": header.index_packed, "map_bytes": maps, "data_bytes": groups,
         });
         println!("{value}");
         return Ok(());
     }
-    println!(
-        "{}: {} bytes: header 144, index {}, maps {maps}, groups {groups}",
-        path.display(),
-        header.total,
-        header.index_packed
-    );
-    println!("  old: {} bytes, SHA-256 {}", header.old_len, hex::encode(&header.old_digest));
-    println!("  new: {} bytes, SHA-256 {}", header.new_len, hex::encode(&header.new_digest));
-    println!(
-        "  {} groups of {} bytes, largest {largest} bytes; {} objects",
-        index.groups.len(),
-        header.group_len(),
-        index.objects.len()
-    );
+    let (total, packed) = (header.total, header.index_packed);
+    println!("{}: {total} bytes: header 144, index {packed}, maps {maps}, groups {groups}", path.display());
+    println!("  old: {} bytes, SHA-256 {old}", header.old_len);
+    println!("  new: {} bytes, SHA-256 {new}", header.new_len);
+    println!("  {} groups of {} bytes, largest {largest} bytes", index.groups.len(), header.group_len());
+    for object in objects {
+        let ObjectFacts { kind, new_offset, new_bytes, copies, map_bytes, ranges } = object;
+        println!(
+            "  {kind}: {new_bytes} bytes at {new_offset}: {copies} copies, {ranges} ranges, map {map_bytes} bytes"
+        );
+    }
     Ok(())
 }

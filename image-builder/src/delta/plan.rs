@@ -184,14 +184,13 @@ fn add_metadata(plan: &mut Plan, old_files: &[(Extent, &File)], lens: (u64, u64)
     plan.jobs.push(Job { new: new.clone(), whole: new, old, metadata: true });
 }
 
-/// Joins neighbours that moved alike, in the order of old offsets.
+/// Joins neighbours that moved alike, in the order of old offsets; what lies between them is taken to move with them.
 fn merge_moves(moves: &mut Vec<Range>) {
     moves.sort_by_key(|range| (range.start, range.end));
     let mut merged: Vec<Range> = Vec::new();
     for range in moves.iter() {
         match merged.last_mut() {
-            Some(last) if last.end == range.start && last.delta == range.delta => last.end = range.end,
-            Some(last) if *last == *range => {}
+            Some(last) if last.delta == range.delta => last.end = last.end.max(range.end),
             Some(_) | None => merged.push(*range),
         }
     }
@@ -214,7 +213,7 @@ mod tests {
     #[test]
     fn moves_that_agree_are_one() {
         let range = |start, end, delta| Range { start, end, delta };
-        let mut moves = vec![range(10, 20, 5), range(0, 10, 5), range(20, 30, 6), range(20, 30, 6)];
+        let mut moves = vec![range(12, 20, 5), range(0, 10, 5), range(20, 30, 6), range(20, 30, 6)];
         merge_moves(&mut moves);
         assert_eq!(moves, [range(0, 20, 5), range(20, 30, 6)]);
     }
