@@ -1,14 +1,15 @@
 //! The decoder: produces verified groups of the new image from the old image and the delta, in any order.
 //!
-//! Knows one group at a time. Memory: the group (4 MiB), its packed bytes (12), residue and literals (4 together), one
-//! prefix (8), and one object's tables (about 20); nothing grows with the images.
+//! Knows one group at a time. Memory: the group (4 MiB), its packed bytes (8), operations (1), residue and literals (4
+//! each), one prefix (8), and the tables of open objects (about 20, and 8 for an image's metadata); nothing grows with the
+//! images.
 
 use super::container::{self, Header, Index, digest, get_stream, unpack};
-use super::object::{Map, Projector, pieces};
-use super::ops::{self, Op};
+use super::object::{Kind, Map, Projector, pieces};
+use super::ops::{Decode, Op};
 use super::view::View;
 use super::wire::Reader;
-use super::{DeltaError, MAX_OPS, ReadAt, Result, Sink, malformed, read_vec};
+use super::{DeltaError, MAX_COPIES, MAX_OPS, ReadAt, Result, Sink, malformed, read_vec};
 use crate::hex;
 
 /// A delta opened against its old image.
@@ -17,8 +18,17 @@ pub struct Decoder<'a> {
     delta: &'a dyn ReadAt,
     header: Header,
     index: Index,
-    /// The object used last; groups of one object usually follow each other.
-    object: Option<(u64, Map, Projector)>,
+    /// The program used last; groups of one program usually follow each other.
+    program: Option<Object>,
+    /// The metadata of the image, which lies between files.
+    metadata: Option<Object>,
+}
+
+/// An object that is open.
+struct Object {
+    number: u64,
+    map: Map,
+    projector: Projector,
 }
 
 /// What is left of a group's streams.
@@ -30,7 +40,13 @@ struct Streams {
     extra_at: usize,
     packed: Vec<u8>,
     frames_at: usize,
+    /// Objects that were opened for the group.
+    opened: usize,
 }
+
+/// Most objects that one group may open: as many files of one block as fit a group, twice. A hostile delta must not
+/// make the decoder read headers without end.
+const MAX_OPENED: usize = 2048;
 
 fn next<'s>(stream: &'s [u8], at: &mut usize, len: usize, what: &'static str) -> Result<&'s [u8]> {
     let Some(bytes) = at.checked_add(len).and_then(|end| stream.get(*at..end)) else {
@@ -63,7 +79,7 @@ impl<'a> Decoder<'a> {
     pub fn open(old: &'a dyn ReadAt, delta: &'a dyn ReadAt) -> Result<Self> {
         let (header, index) = container::open(delta)?;
         container::check_old_len(&header, old)?;
-        Ok(Self { old, delta, header, index, object: None })
+        Ok(Self { old, delta, header, index, program: None, metadata: None })
     }
 
     /// The header.
@@ -95,15 +111,16 @@ impl<'a> Decoder<'a> {
         let packed = container::read_group(self.delta, &part)?;
         let mut reader = Reader::new("group", &packed);
         let ops = get_stream(&mut reader, "group operations", MAX_OPS)?;
-        let ops = ops::decode(&ops, start, size, self.header.old_len)?;
         let diff = get_stream(&mut reader, "group residue", size)?;
         let extra = get_stream(&mut reader, "group literals", size)?;
         let frames_at = packed.len() - reader.left();
-        let mut streams = Streams { group: start, diff, diff_at: 0, extra, extra_at: 0, packed, frames_at };
+        let mut streams =
+            Streams { group: start, diff, diff_at: 0, extra, extra_at: 0, packed, frames_at, opened: 0 };
         out.clear();
         out.resize(usize::try_from(size).unwrap_or(0), 0);
         let mut at = 0usize;
-        for op in ops {
+        let mut ops = Decode::new(&ops, start, size, self.header.old_len);
+        while let Some(op) = ops.next_op()? {
             let end = at + usize::try_from(op.len()).unwrap_or(0);
             self.carry_out(op, at as u64, &mut out[at..end], &mut streams)?;
             at = end;
@@ -152,26 +169,38 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn open_object(&mut self, number: u64) -> Result<()> {
-        if self.object.as_ref().is_some_and(|(open, _, _)| *open == number) {
-            return Ok(());
+    fn open_object(&mut self, number: u64, streams: &mut Streams) -> Result<Object> {
+        for slot in [&mut self.program, &mut self.metadata] {
+            if let Some(object) = slot.take_if(|object| object.number == number) {
+                return Ok(object);
+            }
         }
-        self.object = None;
-        let Some(part) = usize::try_from(number).ok().and_then(|at| self.index.objects.get(at)) else {
-            return malformed("group operations", format!("object {number} of {}", self.index.objects.len()));
+        streams.opened += 1;
+        let part = usize::try_from(number).ok().and_then(|at| self.index.objects.get(at));
+        let Some(part) = part.filter(|_| streams.opened <= MAX_OPENED) else {
+            let count = self.index.objects.len();
+            return malformed(
+                "group operations",
+                format!("object {number} of {count}, or more than {MAX_OPENED} in turn"),
+            );
         };
         let map = container::read_map(self.delta, part, &self.header)?;
+        // Tables of all open objects stay below the limit of one.
+        let other = if map.kind == Kind::Erofs { &mut self.program } else { &mut self.metadata };
+        let copies = other.as_ref().map_or(0, |object| object.map.copies.len()) + map.copies.len();
+        if copies as u64 > MAX_COPIES {
+            *other = None;
+        }
+        let own = if map.kind == Kind::Erofs { &mut self.metadata } else { &mut self.program };
+        *own = None;
         let projector = Projector::open(&map, self.old, &View::new(self.old, &map.old)?)?;
-        self.object = Some((number, map, projector));
-        Ok(())
+        Ok(Object { number, map, projector })
     }
 
     /// Fills `out`, which is at byte `position` of the new image, from object `number`.
     fn project(&mut self, number: u64, position: u64, out: &mut [u8], streams: &mut Streams) -> Result<()> {
-        self.open_object(number)?;
-        let Some((_, map, projector)) = &mut self.object else {
-            return malformed("object", "it is not open");
-        };
+        let mut object = self.open_object(number, streams)?;
+        let Object { map, projector, .. } = &mut object;
         let inside =
             position >= map.new.offset && position - map.new.offset + out.len() as u64 <= map.new.len;
         if !inside {
@@ -187,7 +216,10 @@ impl<'a> Decoder<'a> {
             streams.add_residue(&mut out[from..to])?;
             at = to;
         }
-        streams.literal(&mut out[at..])
+        streams.literal(&mut out[at..])?;
+        let slot = if object.map.kind == Kind::Erofs { &mut self.metadata } else { &mut self.program };
+        *slot = Some(object);
+        Ok(())
     }
 
     /// Produces every group for which `wanted` is true, in order, and gives each to `sink` once it is verified.
@@ -211,5 +243,106 @@ impl<'a> Decoder<'a> {
             })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delta::container::{build, put_stream};
+    use crate::delta::elf::Params;
+    use crate::delta::object::Copy;
+    use crate::delta::view::Extent;
+    use proptest::prelude::*;
+    use std::sync::OnceLock;
+
+    /// This test program: real code, tables and headers.
+    fn program() -> &'static Vec<u8> {
+        static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
+        PROGRAM.get_or_init(|| std::fs::read(std::env::current_exe().unwrap()).unwrap())
+    }
+
+    fn group(ops: &[Op], diff: &[u8], extra: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for bytes in [&crate::delta::ops::encode(ops, 0), diff, extra] {
+            put_stream(&mut out, bytes, bytes);
+        }
+        out
+    }
+
+    fn map(copies: Vec<Copy>, new_len: u64) -> Map {
+        let old = vec![Extent { offset: 0, len: program().len() as u64 }];
+        let kind = Kind::Elf(Params::default());
+        Map {
+            kind,
+            old,
+            new: Extent { offset: 0, len: new_len },
+            segments: Vec::new(),
+            ranges: Vec::new(),
+            copies,
+        }
+    }
+
+    fn stored(map: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_stream(&mut out, map, map);
+        out
+    }
+
+    fn decode(maps: &[Vec<u8>], group: Vec<u8>, size: u64) -> Result<Vec<u8>> {
+        let delta =
+            build(20, (program().len() as u64, size), &[[0; 32]; 2], maps, &[(group, [0; 32])]).unwrap();
+        let mut out = Vec::new();
+        Decoder::open(program(), &delta)?.group(0, &mut out).map(|()| out)
+    }
+
+    #[test]
+    fn output_without_the_stated_digest_is_refused() {
+        let error = decode(&[], group(&[Op::Zero { len: 5 }], &[], &[]), 5).unwrap_err();
+        assert!(matches!(error, DeltaError::GroupDigest { group: 0, .. }), "{error}");
+    }
+
+    #[test]
+    fn streams_must_be_used_up_and_suffice() {
+        let refuse = |ops: &[Op], diff: &[u8], extra: &[u8], words: &str| {
+            let error = decode(&[], group(ops, diff, extra), 5).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        };
+        refuse(&[Op::Zero { len: 5 }], &[1], &[], "1 bytes of its streams are left over");
+        refuse(&[Op::Extra { len: 5 }], &[], &[1; 4], "5 bytes are needed, but only 4 are left");
+        refuse(&[Op::Diff { old: 0, len: 5 }], &[1; 4], &[], "5 bytes are needed, but only 4 are left");
+        refuse(&[Op::Object { object: 0, len: 5 }], &[], &[], "object 0 of 0");
+    }
+
+    #[test]
+    fn objects_may_not_be_opened_without_end() {
+        let maps = [stored(&map(Vec::new(), 3000).encode()), stored(&map(Vec::new(), 3000).encode())];
+        let ops: Vec<Op> = (0..3000).map(|number| Op::Object { object: number % 2, len: 1 }).collect();
+        let error = decode(&maps, group(&ops, &[], &[0; 3000]), 3000).unwrap_err().to_string();
+        assert!(error.contains("more than 2048 in turn"), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        #[test]
+        fn hostile_maps_are_errors(
+            parts in prop::collection::vec((0u64..200, 1u64..3000, 0u64..1 << 22), 1..20),
+            damage in prop::collection::vec((any::<u16>(), any::<u8>()), 0..3),
+        ) {
+            let (mut copies, mut end) = (Vec::new(), 0);
+            for (gap, len, old) in parts {
+                copies.push(Copy { new: end + gap, old: old % (program().len() as u64 - len), len });
+                end += gap + len;
+            }
+            let mut bytes = map(copies, end).encode();
+            for (at, value) in damage {
+                let at = usize::from(at) % bytes.len();
+                bytes[at] = value;
+            }
+            let ops = [Op::Object { object: 0, len: end }];
+            let found = decode(&[stored(&bytes)], group(&ops, &vec![0; end as usize], &vec![0; 4000]), end);
+            prop_assert!(found.is_err(), "the digest is wrong at least");
+        }
     }
 }

@@ -192,6 +192,48 @@ impl Index {
     }
 }
 
+/// Puts a delta together from its `maps` and `groups` as stored, the latter with the digests of their output; `digests` are
+/// those of the old and the new image.
+///
+/// # Errors
+/// When there is too much for the format.
+pub fn build(
+    group_bits: u8,
+    (old_len, new_len): (u64, u64),
+    digests: &[Digest; 2],
+    maps: &[Vec<u8>],
+    groups: &[(Vec<u8>, Digest)],
+) -> Result<Vec<u8>> {
+    let part = |packed: &[u8], digest| Part { offset: 0, packed: packed.len() as u64, digest };
+    let index = Index {
+        objects: maps.iter().map(|map| part(map, digest(map))).collect(),
+        groups: groups.iter().map(|(group, digest)| part(group, *digest)).collect(),
+    };
+    let stored = index.encode();
+    let body: usize = maps.iter().chain(groups.iter().map(|(group, _)| group)).map(Vec::len).sum();
+    let Some(index_len) = u32::try_from(stored.len()).ok().filter(|len| u64::from(*len) <= MAX_INDEX) else {
+        return malformed(
+            "index",
+            format!("it needs {} bytes, but must have at most {MAX_INDEX}", stored.len()),
+        );
+    };
+    let header = Header {
+        group_bits,
+        old_len,
+        new_len,
+        old_digest: digests[0],
+        new_digest: digests[1],
+        total: HEADER + (stored.len() + body) as u64,
+        index_packed: index_len,
+        index_len,
+        index_digest: digest(&stored),
+    };
+    let mut bytes = header.encode();
+    bytes.extend_from_slice(&stored);
+    maps.iter().chain(groups.iter().map(|(group, _)| group)).for_each(|part| bytes.extend_from_slice(part));
+    Ok(bytes)
+}
+
 /// Appends `bytes` as a stream: a varint `length << 1 | packed?`, for packed ones the packed length, then the bytes.
 pub fn put_stream(out: &mut Vec<u8>, bytes: &[u8], packed: &[u8]) {
     if packed.len() < bytes.len() {

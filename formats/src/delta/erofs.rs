@@ -13,7 +13,7 @@ use std::collections::HashSet;
 /// Most inodes that are read.
 pub const MAX_INODES: usize = 1 << 20;
 /// Most pointers (block addresses and inode numbers) that are kept; 8 bytes each.
-const MAX_POINTERS: usize = 1 << 21;
+const MAX_POINTERS: usize = 1 << 20;
 /// Longest directory, in bytes.
 const MAX_DIRECTORY: u64 = 16 << 20;
 /// Deepest path.

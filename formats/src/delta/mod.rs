@@ -44,9 +44,9 @@ pub const MAX_MAP: u64 = 8 << 20;
 /// Longest image, in bytes: 64 Ki groups of 1 MiB.
 pub const MAX_IMAGE: u64 = 1 << 36;
 /// Longest unpacked list of operations of one group, in bytes.
-pub const MAX_OPS: u64 = 4 << 20;
-/// Longest packed group, in bytes: a group stored raw and its operations.
-pub const MAX_GROUP_PACKED: u64 = 12 << 20;
+pub const MAX_OPS: u64 = 1 << 20;
+/// Longest packed group, in bytes: a group stored raw and its operations, with room to spare.
+pub const MAX_GROUP_PACKED: u64 = 8 << 20;
 
 /// Bytes that can be read at any offset: the old image, or the delta itself.
 pub trait ReadAt {
@@ -74,6 +74,16 @@ impl ReadAt for [u8] {
             }
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
+    }
+}
+
+impl ReadAt for &[u8] {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset, buf)
     }
 }
 

@@ -124,55 +124,72 @@ pub fn encode(ops: &[Op], start: u64) -> Vec<u8> {
     out
 }
 
-/// Decodes the operations of the group that starts at byte `start` and has `size` bytes of output.
-///
-/// # Errors
-/// When they are damaged, name bytes outside an old image of `old_size` bytes, or do not add up to `size`.
-pub fn decode(bytes: &[u8], start: u64, size: u64, old_size: u64) -> Result<Vec<Op>> {
-    let mut reader = Reader::new("group operations", bytes);
-    let (mut ops, mut displacement, mut total) = (Vec::new(), 0u64, 0u64);
-    while reader.left() > 0 {
-        let head = reader.varint("operation", u64::MAX)?;
-        let (kind, len) = (head & 7, head >> 3);
-        let at = start.wrapping_add(total);
-        total = total.saturating_add(len);
-        if total > size || len == 0 {
-            return malformed(
-                "group operations",
-                format!("they give {total} bytes, but the group has {size}"),
-            );
-        }
-        let place = |reader: &mut Reader, len: u64| -> Result<u64> {
-            let old = at.wrapping_add(displacement).wrapping_add_signed(reader.signed("old offset")?);
-            match old.checked_add(len) {
-                Some(end) if end <= old_size => Ok(old),
-                Some(_) | None => {
-                    malformed("group operations", format!("{len} bytes at {old} are past {old_size}"))
-                }
+/// Decodes the operations of a group one by one, so that their number needs no memory.
+pub struct Decode<'a> {
+    reader: Reader<'a>,
+    start: u64,
+    size: u64,
+    old_size: u64,
+    done: u64,
+    displacement: u64,
+}
+
+impl<'a> Decode<'a> {
+    /// Decodes `bytes` of the group that starts at byte `start` and has `size` bytes of output, from an old image of
+    /// `old_size` bytes.
+    #[must_use]
+    pub fn new(bytes: &'a [u8], start: u64, size: u64, old_size: u64) -> Self {
+        let reader = Reader::new("group operations", bytes);
+        Self { reader, start, size, old_size, done: 0, displacement: 0 }
+    }
+
+    /// `len` old bytes for the operation at `at`.
+    fn place(&mut self, at: u64, len: u64) -> Result<u64> {
+        let expected = at.wrapping_add(self.displacement);
+        let old = expected.wrapping_add_signed(self.reader.signed("old offset")?);
+        match old.checked_add(len) {
+            Some(end) if end <= self.old_size => Ok(old),
+            Some(_) | None => {
+                malformed("group operations", format!("{len} bytes at {old} are past {}", self.old_size))
             }
-        };
+        }
+    }
+
+    /// The next operation; `None` after the last.
+    ///
+    /// # Errors
+    /// When it is damaged, names bytes outside the old image, or the operations do not add up to the group's output.
+    pub fn next_op(&mut self) -> Result<Option<Op>> {
+        if self.reader.left() == 0 {
+            let whole = self.done == self.size;
+            let why = || format!("they give {} of {} bytes", self.done, self.size);
+            return if whole { Ok(None) } else { malformed("group operations", why()) };
+        }
+        let head = self.reader.varint("operation", u64::MAX)?;
+        let (kind, len) = (head & 7, head >> 3);
+        let at = self.start.wrapping_add(self.done);
+        if len == 0 || len > self.size - self.done {
+            let left = self.size - self.done;
+            return malformed("group operations", format!("one gives {len} bytes, but {left} are left"));
+        }
         let op = match kind {
-            COPY => Op::Copy { old: place(&mut reader, len)?, len },
-            DIFF => Op::Diff { old: place(&mut reader, len)?, len },
+            COPY => Op::Copy { old: self.place(at, len)?, len },
+            DIFF => Op::Diff { old: self.place(at, len)?, len },
             EXTRA => Op::Extra { len },
             ZERO => Op::Zero { len },
             PREFIX => {
-                let old = place(&mut reader, 0)?;
-                let window = reader.varint("prefix", MAX_PREFIX.min(old_size - old))?;
-                Op::Prefix { old, window, packed: reader.varint("frame length", MAX_IMAGE)?, len }
+                let old = self.place(at, 0)?;
+                let window = self.reader.varint("prefix", MAX_PREFIX.min(self.old_size - old))?;
+                Op::Prefix { old, window, packed: self.reader.varint("frame length", MAX_IMAGE)?, len }
             }
-            OBJECT => Op::Object { object: reader.varint("object", MAX_OBJECTS)?, len },
+            OBJECT => Op::Object { object: self.reader.varint("object", MAX_OBJECTS)?, len },
             _ => {
                 return malformed("group operations", format!("operation {kind} is unknown to this version"));
             }
         };
-        displacement = op.displacement(at, displacement);
-        ops.push(op);
-    }
-    if total == size {
-        Ok(ops)
-    } else {
-        malformed("group operations", format!("they give {total} of {size} bytes"))
+        self.displacement = op.displacement(at, self.displacement);
+        self.done += len;
+        Ok(Some(op))
     }
 }
 
@@ -180,6 +197,14 @@ pub fn decode(bytes: &[u8], start: u64, size: u64, old_size: u64) -> Result<Vec<
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn decode(bytes: &[u8], start: u64, size: u64, old_size: u64) -> Result<Vec<Op>> {
+        let (mut decode, mut ops) = (Decode::new(bytes, start, size, old_size), Vec::new());
+        while let Some(op) = decode.next_op()? {
+            ops.push(op);
+        }
+        Ok(ops)
+    }
 
     fn any_op() -> impl Strategy<Value = Op> {
         let (old, len) = (0u64..1 << 20, 1u64..1 << 16);

@@ -7,11 +7,11 @@ use super::pack::{LEVEL, pack};
 use super::plan::{Job, Origin, Plan};
 use super::source::Image;
 use anyhow::Result;
-use formats::delta::MAX_PREFIX;
 use formats::delta::container::{Digest, digest, put_stream};
-use formats::delta::object::{Copy, Map, Projector, pieces};
+use formats::delta::object::{Copy, Kind, Map, Projector, pieces};
 use formats::delta::ops::{self, Op};
 use formats::delta::view::View;
+use formats::delta::{MAX_OPS, MAX_PREFIX};
 
 /// Zero bytes in a row that are worth an operation.
 const ZEROS: usize = 64;
@@ -36,16 +36,8 @@ struct Group {
     diff: Vec<u8>,
     extra: Vec<u8>,
     frames: Vec<u8>,
-    /// The object used last: opening one means reading the old file's headers.
-    open: Option<(u64, Projector)>,
-}
-
-/// A group as stored, and the digest of its output.
-pub struct Stored {
-    /// Bytes of the container.
-    pub packed: Vec<u8>,
-    /// SHA-256 of the output.
-    pub digest: Digest,
+    /// Objects that are open, metadata last: opening one means reading the old file's headers.
+    open: [Option<(u64, Projector)>; 2],
 }
 
 impl Group {
@@ -113,11 +105,11 @@ impl Group {
 }
 
 impl Emitter<'_> {
-    /// Group `number`.
+    /// Group `number` as stored, and the digest of its output.
     ///
     /// # Errors
     /// If an image cannot be read.
-    pub fn group(&self, number: u64) -> Result<Stored> {
+    pub fn group(&self, number: u64) -> Result<(Vec<u8>, Digest)> {
         let start = number * self.group_len;
         let end = (start + self.group_len).min(formats::delta::ReadAt::size(self.new));
         let bytes = self.new.bytes(start, end - start)?;
@@ -135,14 +127,15 @@ impl Emitter<'_> {
         }
         let packed = group.finish(start)?;
         let mut plain = Group::default();
-        if packed.len() * 4 > bytes.len() {
+        let long = ops::encode(&group.ops, start).len() as u64 > MAX_OPS;
+        if long || packed.len() * 4 > bytes.len() {
             plain.literal(&bytes);
             let alone = plain.finish(start)?;
-            if alone.len() < packed.len() {
-                return Ok(Stored { packed: alone, digest: digest(&bytes) });
+            if long || alone.len() < packed.len() {
+                return Ok((alone, digest(&bytes)));
             }
         }
-        Ok(Stored { packed, digest: digest(&bytes) })
+        Ok((packed, digest(&bytes)))
     }
 
     /// `bytes` of the new image from `at` on, all of one job.
@@ -191,7 +184,8 @@ impl Emitter<'_> {
     /// Residue and literals of a part of an object.
     fn object(&self, group: &mut Group, object: (u64, &Map), at: u64, bytes: &[u8]) -> Result<()> {
         let (number, map) = object;
-        let mut projector = match group.open.take() {
+        let slot = usize::from(map.kind == Kind::Erofs);
+        let mut projector = match group.open[slot].take() {
             Some((open, projector)) if open == number => projector,
             Some(_) | None => Projector::open(map, self.old, &View::new(self.old, &map.old)?)?,
         };
@@ -208,7 +202,7 @@ impl Emitter<'_> {
             done = to;
         }
         group.extra.extend_from_slice(&bytes[done..]);
-        group.open = Some((number, projector));
+        group.open[slot] = Some((number, projector));
         Ok(())
     }
 }

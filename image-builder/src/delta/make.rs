@@ -1,7 +1,7 @@
 //! Makes a delta: plan, choose, write groups, put the container together, and prove it by applying it.
 
 use super::choose::{Choice, Method, choose};
-use super::emit::{Emitter, Stored};
+use super::emit::Emitter;
 use super::pack::{LEVEL, pack};
 use super::parallel;
 use super::plan::{Plan, plan};
@@ -9,7 +9,7 @@ use super::source::Image;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use formats::delta::apply::Decoder;
-use formats::delta::container::{Digest, HEADER, Header, Index, Part, digest, put_stream};
+use formats::delta::container::{Digest, build, put_stream};
 use formats::delta::{MAX_OBJECTS, ReadAt, Sink};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -65,40 +65,6 @@ fn maps(choices: &[(Choice, u64)]) -> Result<Vec<Vec<u8>>> {
     Ok(out)
 }
 
-fn assemble(
-    images: (&Image, &Image),
-    digests: &[Digest],
-    maps: &[Vec<u8>],
-    groups: &[Stored],
-) -> Result<Vec<u8>> {
-    let part = |packed: &[u8], digest| Part { offset: 0, packed: packed.len() as u64, digest };
-    let index = Index {
-        objects: maps.iter().map(|map| part(map, digest(map))).collect(),
-        groups: groups.iter().map(|group| part(&group.packed, group.digest)).collect(),
-    };
-    let plain = index.encode();
-    let packed = pack(&plain, &[], LEVEL)?;
-    let stored = if packed.len() < plain.len() { &packed } else { &plain };
-    let body: usize = maps.iter().map(Vec::len).sum::<usize>()
-        + groups.iter().map(|group| group.packed.len()).sum::<usize>();
-    let header = Header {
-        group_bits: GROUP_BITS,
-        old_len: images.0.size(),
-        new_len: images.1.size(),
-        old_digest: digests[0],
-        new_digest: digests[1],
-        total: HEADER + (stored.len() + body) as u64,
-        index_packed: u32::try_from(stored.len())?,
-        index_len: u32::try_from(plain.len())?,
-        index_digest: digest(stored),
-    };
-    let mut bytes = header.encode();
-    bytes.extend_from_slice(stored);
-    maps.iter().for_each(|map| bytes.extend_from_slice(map));
-    groups.iter().for_each(|group| bytes.extend_from_slice(&group.packed));
-    Ok(bytes)
-}
-
 /// Makes the delta from `old` to `new` with `threads` threads. The same images give the same bytes.
 ///
 /// # Errors
@@ -128,7 +94,8 @@ pub fn make(old: &Image, new: &Image, threads: usize, progress: &Progress) -> Re
         stored
     })?;
     drop(bar);
-    let bytes = assemble((old, new), &digests, &maps(&choices)?, &groups)?;
+    let digests = [digests[0], digests[1]];
+    let bytes = build(GROUP_BITS, (old.size(), new.size()), &digests, &maps(&choices)?, &groups)?;
     let busy = progress.busy("apply the delta once");
     check(old, &bytes, &digests[1]).context("prove the delta by applying it")?;
     drop(busy);

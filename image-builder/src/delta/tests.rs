@@ -28,9 +28,9 @@ fn delta(old: &[u8], new: &[u8], threads: usize) -> Vec<u8> {
     make(&image(old), &image(new), threads, &Progress::quiet()).unwrap().bytes
 }
 
-fn apply(old: &Vec<u8>, delta: &Vec<u8>) -> Result<Vec<u8>, formats::delta::DeltaError> {
+fn apply(old: &[u8], delta: &[u8]) -> Result<Vec<u8>, formats::delta::DeltaError> {
     let mut out = Vec::new();
-    Decoder::open(old, delta)?.run(&mut |_| true, &mut out)?;
+    Decoder::open(&old, &delta)?.run(&mut |_| true, &mut out)?;
     Ok(out)
 }
 
@@ -203,8 +203,8 @@ proptest! {
 }
 
 /// Damages `delta` behind its digests' back: index and header are left, so that damage reaches the decoder.
-fn body_start(delta: &Vec<u8>) -> usize {
-    let (header, _) = formats::delta::container::open(delta).unwrap();
+fn body_start(delta: &[u8]) -> usize {
+    let (header, _) = formats::delta::container::open(&delta).unwrap();
     144 + header.index_packed as usize
 }
 
