@@ -11,3 +11,6 @@ pub mod folder;
 pub mod keys;
 pub mod make;
 pub mod verify;
+
+#[cfg(test)]
+mod tests;

@@ -45,7 +45,7 @@ impl SignCmd {
     }
 }
 
-fn sign_frame(path: &Path, roots: &Path, key: &PrivateKey) -> Result<String> {
+pub(crate) fn sign_frame(path: &Path, roots: &Path, key: &PrivateKey) -> Result<String> {
     let bytes = read_limited(path, MAX_FRAME_BYTES as u64)?;
     let mut frame = Frame::parse(&bytes).with_context(|| format!("read announcement {}", path.display()))?;
     let (_, chain) = read_chain(roots)?;

@@ -9,7 +9,9 @@ use crate::image::initrd::{self, Module};
 use crate::image::uki::{self, Parts};
 use crate::image::{disk, esp, secureboot, verity};
 use crate::plan::StepName;
-use crate::release::make::{self, Announce, BootFileInput, DEFAULT_LEVEL, ReleaseInput, SlotInput};
+use crate::release::make::{
+    self, Announce, BootFileInput, DEFAULT_LEVEL, ReleaseFacts, ReleaseInput, SlotInput,
+};
 use crate::resolved::Install;
 use crate::rootfs::{PackageFacts, Rootfs};
 use crate::sbom::{self, Output, SbomInput};
@@ -332,7 +334,16 @@ pub fn release(worker: &Worker<'_>, folder: &Path) -> Result<()> {
 
 /// Copies the release from the cache to the output folder.
 pub fn place_release(worker: &Worker<'_>, folder: &Folder, report: &mut Report) -> Result<()> {
-    let source = worker.output(StepName::Release)?.join(RELEASE);
+    let output = worker.output(StepName::Release)?;
+    let made: ReleaseFacts = facts(&output)?;
+    if made.signatures < usize::from(made.threshold) {
+        let (is, must) = (made.signatures, made.threshold);
+        report.warnings.push(format!(
+            "the release has {is} of {must} signatures: devices refuse it until holders of other release keys \
+             have run `farhold sign release --key FILE`"
+        ));
+    }
+    let source = output.join(RELEASE);
     let mut names = Vec::new();
     list_files(&source, RELEASE, &mut names)?;
     for (path, name) in names {
