@@ -174,11 +174,26 @@ impl<'b> Reader<'b> {
 
     /// Reads an array of exactly `count` items.
     pub(crate) fn tuple(&mut self, count: u64) -> Result<()> {
-        let header = self.decoder.array();
-        if self.malformed(header)? == Some(count) {
+        if self.array_length()? == count {
             return Ok(());
         }
         Err(DocumentError::Malformed { part: self.part, at: self.decoder.position() })
+    }
+
+    /// Reads the head of an array: its number of items, as the document claims it.
+    pub(crate) fn array_length(&mut self) -> Result<u64> {
+        let header = self.decoder.array();
+        self.malformed(header)?.ok_or(DocumentError::NotCanonical(self.part))
+    }
+
+    /// Where the next item begins.
+    pub(crate) fn position(&self) -> usize {
+        self.decoder.position()
+    }
+
+    /// Goes back to where an item began.
+    pub(crate) fn rewind(&mut self, position: usize) {
+        self.decoder.set_position(position);
     }
 
     /// Reads an unsigned number that fits `T`.
@@ -257,8 +272,7 @@ impl MapWriter {
         Self { fields: Vec::new() }
     }
     pub(crate) fn uint(self, key: i64, number: impl Into<u64>) -> Self {
-        let number = number.into();
-        self.raw(key, item(|e| e.u64(number).map(drop)))
+        self.raw(key, unsigned(number))
     }
     pub(crate) fn int(self, key: i64, number: i64) -> Self {
         self.raw(key, item(|e| e.i64(number).map(drop)))
@@ -298,6 +312,12 @@ pub(crate) fn list(items: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
     let mut out = item(|e| e.array(count).map(drop));
     out.extend(body);
     out
+}
+
+/// An unsigned number.
+pub(crate) fn unsigned(number: impl Into<u64>) -> Vec<u8> {
+    let number = number.into();
+    item(|e| e.u64(number).map(drop))
 }
 
 /// A byte string.

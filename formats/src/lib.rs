@@ -9,7 +9,8 @@
 //! - [`boot`]: facts that the init and the early stage hand to the agent
 //! - [`object`]: bytes named by a hash, verified block by block
 //! - [`keys`], [`roles`]: who may sign what, and how that changes
-//! - [`frame`], [`manifest`]: what a release says, signed; [`document`] has the rules both kinds of CBOR document share
+//! - [`frame`], [`manifest`], [`payload`]: what a release says, signed; [`catalogue`]: payloads added later, and the choice
+//! - [`document`]: the rules that all CBOR documents share; [`repository`]: under which names all of it is found
 //! - [`trust`]: what a device decides about an announcement
 //! - [`delta`]: deltas between images: container, pointer models, decoder (no I/O of its own)
 //! - [`device`]: the profile as the device sees it
@@ -18,6 +19,7 @@
 pub mod arch;
 pub mod boot;
 pub mod bootargs;
+pub mod catalogue;
 #[cfg(feature = "delta")]
 pub mod delta;
 pub mod device;
@@ -32,6 +34,8 @@ pub mod keys;
 pub mod layout;
 pub mod manifest;
 pub mod object;
+pub mod payload;
+pub mod repository;
 pub mod roles;
 pub mod status;
 pub mod trust;

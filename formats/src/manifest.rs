@@ -8,22 +8,20 @@ use crate::arch::Arch;
 use crate::document::{self, DocumentError, Ignored, MapWriter, Reader, need, value};
 use crate::frame::MAX_MANIFEST_BYTES;
 use crate::hex::Digest;
-use crate::object::{BlockSize, Geometry, MAX_BLOCKS, Object, ObjectError};
+use crate::object::BlockSize;
+use crate::payload::{self, ObjectFields, write_entries, write_object};
 use crate::verity;
+
+pub use crate::payload::{Entry, MAX_PAYLOADS, ObjectRef, Payload, PayloadKind, Source};
 
 /// Block size of a manifest's own object: a few satellite messages each.
 pub const MANIFEST_BLOCK: BlockSize = BlockSize::KIB_1;
 /// Most targets of a release.
 pub const MAX_TARGETS: usize = 256;
-/// Most payloads of a manifest.
-pub const MAX_PAYLOADS: usize = 512;
-/// Largest zstd window a full payload may ask for, binary logarithm: 8 MiB, so that applying stays within 64 MiB.
-pub const MAX_WINDOW_LOG: u8 = 23;
 const FORMAT: u64 = 1;
 const MANIFEST: &str = "manifest";
 const NEEDS: &str = "manifest's needs";
 const TARGET: &str = "target of the manifest";
-const PAYLOAD: &str = "payload of the manifest";
 
 /// What a release consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,40 +61,6 @@ pub struct Needs {
     pub esp_bytes: u64,
 }
 
-/// An entry of a list: known, or of a kind that this reader may ignore and keeps as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry<T> {
-    /// A kind that this reader knows.
-    Known(T),
-    /// The CBOR of another kind.
-    Ignored(Vec<u8>),
-}
-
-impl<T> Entry<T> {
-    /// The entry, if its kind is known.
-    pub fn known(&self) -> Option<&T> {
-        match self {
-            Self::Known(entry) => Some(entry),
-            Self::Ignored(_) => None,
-        }
-    }
-}
-
-/// An object by id and geometry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObjectRef {
-    /// Its id.
-    pub id: Digest,
-    /// Its length and block size.
-    pub geometry: Geometry,
-}
-
-impl From<&Object> for ObjectRef {
-    fn from(object: &Object) -> Self {
-        Self { id: object.id, geometry: object.geometry }
-    }
-}
-
 /// Something that the device will hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -134,34 +98,10 @@ pub enum TargetKind {
     },
 }
 
-/// A way to make a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Payload {
-    /// Position of the target in the manifest's list.
-    pub target: u16,
-    /// The bytes to fetch.
-    pub object: ObjectRef,
-    /// How the target is made from them.
-    pub kind: PayloadKind,
-    /// Fields of newer writers that may be ignored.
-    pub ignored: Ignored,
-}
-
-/// How a target is made from a payload. Kinds that a reader does not know are passed over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PayloadKind {
-    /// One zstd frame (RFC 8878) of the whole target; needs no base.
-    Full {
-        /// Window that the decoder must hold, binary logarithm of bytes.
-        window_log: u8,
-    },
-}
-
 const TARGET_SLOT: i64 = 1;
 const TARGET_UKI: i64 = 2;
 const TARGET_BOOT_FILE: i64 = 3;
 const TARGET_CONTENT: i64 = 4;
-const PAYLOAD_FULL: i64 = 1;
 
 impl Manifest {
     /// The canonical bytes.
@@ -240,16 +180,12 @@ impl Manifest {
             return value(MANIFEST, "number of entries", is, must);
         }
         self.check_targets()?;
-        for payload in self.payloads.iter().filter_map(Entry::known) {
-            let PayloadKind::Full { window_log } = payload.kind;
-            if self.targets.get(usize::from(payload.target)).and_then(Entry::known).is_none() {
-                return value(PAYLOAD, "target", payload.target, "must be the position of a known target");
-            }
-            if !(10..=MAX_WINDOW_LOG).contains(&window_log) {
-                return value(PAYLOAD, "window", window_log, format!("must be 10 to {MAX_WINDOW_LOG}"));
-            }
-        }
-        Ok(())
+        payload::check_all(&self.payloads, &self.targets)
+    }
+
+    /// A target by its position, if its kind is known.
+    pub fn target(&self, position: u16) -> Option<&Target> {
+        self.targets.get(usize::from(position)).and_then(Entry::known)
     }
 
     fn check_targets(&self) -> Result<(), DocumentError> {
@@ -404,13 +340,6 @@ fn parse_needs(reader: &mut Reader<'_>) -> Result<Needs, DocumentError> {
     })
 }
 
-fn write_entries<T>(entries: &[Entry<T>], write: impl Fn(&T) -> Vec<u8>) -> Vec<u8> {
-    document::list(entries.iter().map(|entry| match entry {
-        Entry::Known(known) => write(known),
-        Entry::Ignored(raw) => raw.clone(),
-    }))
-}
-
 /// A path of plain names: relative, no `.` or `..`, nothing that FAT or a shell would read differently.
 fn check_path(path: &str) -> Result<(), DocumentError> {
     let plain = |name: &str| {
@@ -421,58 +350,6 @@ fn check_path(path: &str) -> Result<(), DocumentError> {
         return Ok(());
     }
     value(TARGET, "path", path, "must be plain names joined by `/`")
-}
-
-/// Fields 1 to 3 of a target or payload: an object.
-#[derive(Default)]
-struct ObjectFields {
-    id: Option<Digest>,
-    length: Option<u64>,
-    block: Option<BlockSize>,
-}
-
-impl ObjectFields {
-    fn field(
-        &mut self,
-        reader: &mut Reader<'_>,
-        part: &'static str,
-        key: i64,
-    ) -> Result<bool, DocumentError> {
-        match key {
-            1 => self.id = Some(Digest(reader.array("object id")?)),
-            2 => self.length = Some(reader.uint("length")?),
-            3 => {
-                let log2 = reader.uint("block size")?;
-                let block = BlockSize::from_log2(log2);
-                self.block =
-                    Some(block.map_or_else(|| value(part, "block size", log2, "must be 8 to 22"), Ok)?);
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-    fn finish(self, part: &'static str) -> Result<ObjectRef, DocumentError> {
-        let id = need(self.id, part, "object id")?;
-        let (length, block) = (need(self.length, part, "length")?, need(self.block, part, "block size")?);
-        let geometry = Geometry::new(length, block).or_else(|error| match error {
-            ObjectError::TooManyBlocks { blocks, .. } => {
-                value(part, "number of blocks", blocks, format!("at most {MAX_BLOCKS} are allowed"))
-            }
-            ObjectError::NoSuchBlock { .. }
-            | ObjectError::Length { .. }
-            | ObjectError::Hash { .. }
-            | ObjectError::ListMissing { .. } => value(part, "length", length, error),
-        })?;
-        Ok(ObjectRef { id, geometry })
-    }
-}
-
-fn write_object(kind: i64, object: &ObjectRef) -> MapWriter {
-    MapWriter::new()
-        .int(0, kind)
-        .bytes(1, &object.id.0)
-        .uint(2, object.geometry.length())
-        .uint(3, object.geometry.block().log2())
 }
 
 impl Target {
@@ -521,41 +398,5 @@ impl Target {
             kind => return Err(DocumentError::MustUnderstand { part: TARGET, key: kind }),
         };
         Ok(Entry::Known(Self { object: object.finish(TARGET)?, kind, ignored }))
-    }
-}
-
-impl Payload {
-    fn write(&self) -> Vec<u8> {
-        let PayloadKind::Full { window_log } = self.kind;
-        write_object(PAYLOAD_FULL, &self.object)
-            .uint(4, self.target)
-            .uint(5, window_log)
-            .finish(&self.ignored)
-    }
-
-    fn parse(reader: &mut Reader<'_>) -> Result<Entry<Self>, DocumentError> {
-        let kind = reader.peek_kind(PAYLOAD)?;
-        if kind != PAYLOAD_FULL {
-            return Ok(Entry::Ignored(reader.raw()?.to_vec()));
-        }
-        let mut object = ObjectFields::default();
-        let (mut target, mut window_log) = (None, None);
-        let ignored = reader.map(PAYLOAD, |reader, key| {
-            match key {
-                0 => {
-                    reader.int()?;
-                }
-                4 => target = Some(reader.uint("target")?),
-                5 => window_log = Some(reader.uint("window")?),
-                _ => return object.field(reader, PAYLOAD, key),
-            }
-            Ok(true)
-        })?;
-        Ok(Entry::Known(Self {
-            target: need(target, PAYLOAD, "target")?,
-            object: object.finish(PAYLOAD)?,
-            kind: PayloadKind::Full { window_log: need(window_log, PAYLOAD, "window")? },
-            ignored,
-        }))
     }
 }

@@ -5,10 +5,13 @@
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use formats::arch::Arch;
+use formats::catalogue::{Catalogue, ways};
 use formats::frame::{Announcement, Extension, Frame, Scope, target_tag};
 use formats::hex::Digest;
 use formats::keys::{PublicKey, Role};
-use formats::manifest::{Entry, Manifest, Needs, ObjectRef, Payload, PayloadKind, Target, TargetKind};
+use formats::manifest::{
+    Entry, Manifest, Needs, ObjectRef, Payload, PayloadKind, Source, Target, TargetKind,
+};
 use formats::object::{BlockSize, Geometry};
 use formats::roles::{Chain, Root, SignedRoot};
 use formats::trust::{self, Accepted, Device, MAX_WATERMARK_LEAD_S, Rank, TimeWatermark, Verdict};
@@ -66,13 +69,23 @@ prop_compose! {
     }
 }
 
+fn payload_kind() -> impl Strategy<Value = PayloadKind> {
+    let slot = (any::<[u8; 32]>(), any::<u64>())
+        .prop_map(|(roothash, bytes)| Source::Slot { roothash: Digest(roothash), bytes });
+    let source = prop_oneof![slot, object().prop_map(Source::Object)];
+    prop_oneof![
+        (10u8..=23).prop_map(|window_log| PayloadKind::Full { window_log }),
+        prop::collection::vec(source, 1..=4).prop_map(|base| PayloadKind::Delta { base }),
+    ]
+}
+
 prop_compose! {
     fn manifest()(
         names in ("[a-z][a-z0-9.-]{0,20}", "[a-z]{1,9}", "[0-9]{1,3}(\\.[0-9]{1,3}){0,3}", prop::option::of("[a-z]{1,9}")),
         (slot, uki, uuid) in (object(), object(), any::<[u8; 16]>()),
         (roothash, salt) in (any::<[u8; 32]>(), any::<[u8; 32]>()),
         contents in prop::collection::btree_map("[a-z]{1,8}(/[a-z]{1,8}){0,2}", object(), 0..20),
-        payloads in prop::collection::vec((object(), any::<prop::sample::Index>(), 10u8..=23), 0..20),
+        payloads in prop::collection::vec((object(), any::<prop::sample::Index>(), payload_kind()), 0..20),
         (arm, built_s, spare) in (any::<bool>(), any::<u32>(), any::<u16>()),
     ) -> Manifest {
         // A slot image has whole verity blocks.
@@ -83,8 +96,8 @@ prop_compose! {
         let esp_bytes = uki.geometry.length() + u64::from(spare);
         let mut targets = vec![known(slot, kind), known(uki, TargetKind::Uki)];
         targets.extend(contents.into_iter().map(|(name, object)| known(object, TargetKind::Content { name })));
-        let payloads = payloads.into_iter().map(|(object, target, window_log)| {
-            let (target, kind) = (target.index(targets.len()) as u16, PayloadKind::Full { window_log });
+        let payloads = payloads.into_iter().map(|(object, target, kind)| {
+            let target = target.index(targets.len()) as u16;
             Entry::Known(Payload { target, object, kind, ignored: Default::default() })
         }).collect();
         let (product, board, version, profile) = names;
@@ -148,6 +161,36 @@ proptest! {
         if let Ok(manifest) = Manifest::parse(&bytes) {
             prop_assert_eq!(manifest.encode().unwrap(), bytes);
         }
+    }
+
+    /// Whatever a catalogue offers, a device tries the cheapest first and always has a way that needs no base.
+    #[test]
+    fn ways_are_ordered_and_never_lead_nowhere(
+        manifest in manifest(), kinds in prop::collection::vec((object(), payload_kind()), 0..8), has in any::<bool>(),
+    ) {
+        let added = kinds.into_iter().map(|(object, kind)| {
+            Entry::Known(Payload { target: 0, object, kind, ignored: Default::default() })
+        });
+        let id = Digest([1; 32]);
+        let catalogue =
+            Catalogue { root_version: 1, manifest: id, payloads: added.collect(), ignored: Default::default() };
+        let bytes = catalogue.encode(&key(9).sign(&catalogue.signed_bytes()).to_bytes());
+        let opened = Catalogue::open(&bytes, &root(1, 0), &id, &manifest);
+        prop_assert_eq!(opened.is_ok(), catalogue.check(&manifest).is_ok());
+        let used = opened.as_ref().ok();
+        let found = ways(&manifest, used, 0, &|_| has);
+        prop_assert!(found.is_sorted_by_key(|way| way.fetch_bytes));
+        prop_assert!(found.iter().any(|way| way.payload.is_none()));
+        let base = |way: &&formats::catalogue::Way<'_>| {
+            matches!(way.payload.map(|payload| &payload.kind), Some(PayloadKind::Delta { .. }))
+        };
+        prop_assert!(has || found.iter().filter(base).count() == 0);
+        // What the catalogue adds is smaller than what the device would have fetched without it.
+        let without = ways(&manifest, None, 0, &|_| false)[0].fetch_bytes;
+        let added = |way: &&formats::catalogue::Way<'_>| {
+            used.is_some_and(|used| used.payloads.iter().any(|entry| entry.known() == way.payload))
+        };
+        prop_assert!(found.iter().filter(added).all(|way| way.fetch_bytes < without));
     }
 
     #[test]

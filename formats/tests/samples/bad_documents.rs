@@ -5,7 +5,7 @@ use crate::fixed::{full, manifest, release, slot, uki};
 use minicbor::Encoder;
 
 /// Writes a manifest field by field, so that it can be wrong.
-type Fields = Vec<(i64, Vec<u8>)>;
+pub type Fields = Vec<(i64, Vec<u8>)>;
 
 fn item(write: impl FnOnce(&mut Encoder<Vec<u8>>)) -> Vec<u8> {
     let mut encoder = Encoder::new(Vec::new());
@@ -13,7 +13,7 @@ fn item(write: impl FnOnce(&mut Encoder<Vec<u8>>)) -> Vec<u8> {
     encoder.into_writer()
 }
 
-fn uint(number: u64) -> Vec<u8> {
+pub fn uint(number: u64) -> Vec<u8> {
     item(|e| {
         e.u64(number).unwrap();
     })
@@ -25,13 +25,13 @@ fn text(text: &str) -> Vec<u8> {
     })
 }
 
-fn bytes(bytes: &[u8]) -> Vec<u8> {
+pub fn bytes(bytes: &[u8]) -> Vec<u8> {
     item(|e| {
         e.bytes(bytes).unwrap();
     })
 }
 
-fn list(items: &[Vec<u8>]) -> Vec<u8> {
+pub fn list(items: &[Vec<u8>]) -> Vec<u8> {
     [
         item(|e| {
             e.array(items.len() as u64).unwrap();
@@ -41,7 +41,7 @@ fn list(items: &[Vec<u8>]) -> Vec<u8> {
     .concat()
 }
 
-fn map(fields: &Fields) -> Vec<u8> {
+pub fn map(fields: &Fields) -> Vec<u8> {
     let mut out = item(|e| {
         e.map(fields.len() as u64).unwrap();
     });

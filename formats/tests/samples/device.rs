@@ -1,10 +1,12 @@
 //! The device that judges the samples: product edge, board vm, x86_64, channel 0, site north, device dev-1; it trusts
 //! root version 1 and has accepted what `accepted` says (root version, sequence, each little-endian; then, if it is
-//! there, the manifest's id).
+//! there, the manifest's id). Where there is a catalogue, its error is the verdict; the release alone would be good.
 
 use crate::{Files, fixed};
 use formats::arch::Arch;
+use formats::catalogue::{self, Catalogue, Way};
 use formats::hex::Digest;
+use formats::manifest::{PayloadKind, Source};
 use formats::roles::Chain;
 use formats::trust::{self, Accepted, Device, Rank, TimeWatermark};
 use std::error::Error;
@@ -52,5 +54,32 @@ fn verdict(files: &Files) -> Result<String, Box<dyn Error>> {
         manifest.payloads.len(),
         manifest.ignored.count(),
     );
+    if let Some(bytes) = files.get("catalogue") {
+        let id = verified.announcement().manifest;
+        let catalogue = Catalogue::open(bytes, &root, &id, &manifest)?;
+        said += &format!(", {} payloads in the catalogue; ways", catalogue.payloads.len());
+        for position in 0..manifest.targets.len() as u16 {
+            let ways = catalogue::ways(&manifest, Some(&catalogue), position, &has);
+            let ways: Vec<String> = ways.iter().map(describe).collect();
+            said += &format!(" to target {position}: {};", ways.join(", "));
+        }
+    }
     Ok(said)
+}
+
+/// It runs the slot image with this roothash, holds every UKI, and has made the slot image of the release.
+fn has(source: &Source) -> bool {
+    match source {
+        Source::Slot { roothash, .. } => [Digest([0x10; 32]), Digest([0x11; 32])].contains(roothash),
+        Source::Object(_) => true,
+    }
+}
+
+fn describe(way: &Way<'_>) -> String {
+    let how = match way.payload.map(|payload| &payload.kind) {
+        None => "as it is",
+        Some(PayloadKind::Full { .. }) => "full",
+        Some(PayloadKind::Delta { .. }) => "delta",
+    };
+    format!("{how} ({} bytes)", way.fetch_bytes)
 }

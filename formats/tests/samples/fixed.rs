@@ -69,7 +69,7 @@ pub fn first_chain() -> Vec<u8> {
     chain(vec![signed_root(first_root(), &[1, 2])])
 }
 
-fn object_ref(id: u8, length: u64, block: BlockSize) -> ObjectRef {
+pub fn object_ref(id: u8, length: u64, block: BlockSize) -> ObjectRef {
     ObjectRef { id: Digest([id; 32]), geometry: Geometry::new(length, block).unwrap() }
 }
 

@@ -9,6 +9,7 @@
 mod bad_documents;
 mod bad_frames;
 mod bad_roots;
+mod catalogues;
 mod device;
 mod fixed;
 mod good;
@@ -25,8 +26,15 @@ fn root() -> PathBuf {
 }
 
 fn cases() -> Vec<(String, Files)> {
-    let valid = good::cases().into_iter().map(|(name, files)| (format!("valid/{name}"), files));
-    let invalid = bad_frames::cases().into_iter().chain(bad_documents::cases()).chain(bad_roots::cases());
+    let valid = good::cases()
+        .into_iter()
+        .chain(catalogues::good())
+        .map(|(name, files)| (format!("valid/{name}"), files));
+    let invalid = bad_frames::cases()
+        .into_iter()
+        .chain(bad_documents::cases())
+        .chain(bad_roots::cases())
+        .chain(catalogues::bad());
     let all: Vec<_> = valid.chain(invalid.map(|(name, files)| (format!("invalid/{name}"), files))).collect();
     let names: std::collections::BTreeSet<_> = all.iter().map(|(name, _)| name).collect();
     assert_eq!(names.len(), all.len(), "two cases have one name");
@@ -73,8 +81,8 @@ fn every_sample_gets_its_verdict() {
                 let text = fs::read_to_string(folder.join(format!("{file}.hex"))).ok()?;
                 Some((file, bytes_of(&text)))
             };
-            let files: Files =
-                ["announce", "manifest", "roots", "accepted"].into_iter().filter_map(read).collect();
+            let names = ["announce", "manifest", "roots", "accepted", "catalogue"];
+            let files: Files = names.into_iter().filter_map(read).collect();
             let verdict = device::judge(&files);
             let expected = fs::read_to_string(folder.join("verdict.txt")).unwrap();
             assert_eq!(verdict, expected.trim_end(), "{}", folder.display());
@@ -82,5 +90,5 @@ fn every_sample_gets_its_verdict() {
             count += 1;
         }
     }
-    assert!(count >= 60, "only {count} samples found");
+    assert!(count >= 150, "only {count} samples found");
 }

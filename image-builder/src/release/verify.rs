@@ -180,17 +180,17 @@ impl Checking<'_> {
             sink.finish(&what)?;
             return self.note(what, &target.object, "carried");
         }
-        let payload = self.manifest.payloads.iter().filter_map(|payload| payload.known());
-        let payload = payload.filter(|payload| usize::from(payload.target) == index).find(|payload| {
-            let PayloadKind::Full { .. } = payload.kind;
-            folder::object(self.folder, &payload.object.id).exists()
+        let payloads = self.manifest.payloads.iter().filter_map(|payload| payload.known());
+        let full = payloads.filter(|payload| usize::from(payload.target) == index).find_map(|payload| {
+            let PayloadKind::Full { window_log } = payload.kind else { return None };
+            folder::object(self.folder, &payload.object.id).exists().then_some((payload, window_log))
         });
-        let payload = payload.ok_or_else(|| {
-            anyhow!("{what}: neither object {id} nor a payload that makes it is in the folder")
+        let (payload, window_log) = full.ok_or_else(|| {
+            anyhow!("{what}: neither object {id} nor a full payload that makes it is in the folder")
         })?;
         self.carried(&format!("{what}, full payload"), &payload.object, &mut |_| Ok(()))?;
         self.note(format!("{what}, full payload"), &payload.object, "carried")?;
-        self.unpacked(&what, target, payload)?;
+        self.unpacked(&what, target, payload, window_log)?;
         self.note(what, &target.object, "made from payload")
     }
 
@@ -243,8 +243,7 @@ impl Checking<'_> {
     }
 
     /// Makes the target from a full payload and compares what comes out.
-    fn unpacked(&self, what: &str, target: &Target, payload: &Payload) -> Result<()> {
-        let PayloadKind::Full { window_log } = payload.kind;
+    fn unpacked(&self, what: &str, target: &Target, payload: &Payload, window_log: u8) -> Result<()> {
         // A device checks what it unpacks block by block, so the target's lists are part of the release.
         if target.object.geometry.blocks() > 1 {
             self.verifier(what, &target.object, &[])?;
