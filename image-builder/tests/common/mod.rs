@@ -1,6 +1,8 @@
 //! What tests of real Debian packages share: the rules of the `debian` pack as the demo profile resolves them, and the
 //! cache that `make test` has filled before.
 
+#![allow(dead_code, reason = "each test program uses its part of this")]
+
 use formats::arch::Arch;
 use image_builder::profile::{Options, resolve};
 use image_builder::resolved::Debian;
