@@ -269,14 +269,14 @@ fn errors_name_the_object_and_what_is_wrong_with_it() {
     fs::remove_file(&path).unwrap();
     assert_eq!(
         desk.refusal("release", &Viewpoint::default()),
-        format!("UKI: neither object {uki} nor a payload that makes it is in the folder")
+        format!("UKI: neither object {uki} nor a full payload that makes it is in the folder")
     );
     fs::write(&path, good).unwrap();
     fs::remove_file(desk.at("release").join(OBJECTS).join(packed.to_string())).unwrap();
     let slot = id("slot image");
     assert_eq!(
         desk.refusal("release", &Viewpoint::default()),
-        format!("slot image: neither object {slot} nor a payload that makes it is in the folder")
+        format!("slot image: neither object {slot} nor a full payload that makes it is in the folder")
     );
 }
 
