@@ -126,11 +126,13 @@ impl TestVm {
     pub fn boot_to_slot(&self) -> Result<Slot> {
         self.power_on()?;
         let mut console = self.console()?;
-        let signs = ["farhold: running slot=a", "farhold: running slot=b", STOPPED];
-        match self.wait_console(&mut console, &signs, BOOT_PATIENCE)? {
-            (0, _) => Ok(Slot::A),
-            (1, _) => Ok(Slot::B),
-            (_, line) => anyhow::bail!("it stopped: {line}"),
+        // After `farhold: ` comes how the agent is, which may be degraded.
+        let (index, line) =
+            self.wait_console(&mut console, &[" slot=a ", " slot=b ", STOPPED], BOOT_PATIENCE)?;
+        match index {
+            0 => Ok(Slot::A),
+            1 => Ok(Slot::B),
+            _ => anyhow::bail!("it stopped: {line}"),
         }
     }
 
