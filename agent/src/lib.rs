@@ -1,0 +1,5 @@
+//! The device side as a library: pure decision cores, and the thin edges that act for them.
+//!
+//! Nothing here knows the builder. See `docs/ARCHITECTURE.md` for the map.
+
+pub mod ha;
