@@ -18,6 +18,10 @@ pub const AGENT_FORMAT: u8 = 1;
 /// by a wrong clock can then not move the watermark beyond what the next rotation puts right.
 pub const MAX_WATERMARK_LEAD_S: u32 = 5 * 365 * 24 * 3600;
 
+/// Fetches of the root chain that frames of unknown root versions may cause in a day.
+pub const CHAIN_FETCHES_A_DAY: u8 = 4;
+const DAY_S: u64 = 24 * 3600;
+
 /// What a device is, from its verified root file system and its configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Device<'a> {
@@ -95,6 +99,46 @@ impl TimeWatermark {
     /// Seconds since 1970.
     pub fn seconds(self) -> u32 {
         self.0
+    }
+}
+
+/// The budget for fetching the root chain. Anybody can send a frame that names an unknown root version; it must not make
+/// a device spend its link on chains. Counted in time since the start of the system, which nobody sets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChainFetches {
+    /// Seconds since the start when the day began.
+    since_s: u64,
+    /// Fetches of this day.
+    used: u8,
+}
+
+impl ChainFetches {
+    /// Takes one fetch at `uptime_s` seconds since the start, if the day has one left.
+    pub fn take(&mut self, uptime_s: u64) -> bool {
+        if uptime_s.saturating_sub(self.since_s) >= DAY_S {
+            *self = Self { since_s: uptime_s, used: 0 };
+        }
+        if self.used >= CHAIN_FETCHES_A_DAY {
+            return false;
+        }
+        self.used += 1;
+        true
+    }
+
+    /// The budget after a restart: the day begins anew with what was left, and at least one fetch, so that a device that
+    /// restarts often still learns of a rotation.
+    pub fn restarted(self) -> Self {
+        Self { since_s: 0, used: self.used.min(CHAIN_FETCHES_A_DAY - 1) }
+    }
+
+    /// Fetches of this day, to be stored; [`ChainFetches::stored`] takes them back after a restart.
+    pub fn used(self) -> u8 {
+        self.used
+    }
+
+    /// The budget after a restart from a stored number.
+    pub fn stored(used: u8) -> Self {
+        Self { since_s: 0, used }.restarted()
     }
 }
 
