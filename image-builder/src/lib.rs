@@ -30,6 +30,7 @@ pub mod resolved;
 pub mod rootfs;
 pub mod sbom;
 pub mod schema;
+pub mod serve;
 pub mod settings;
 pub mod store;
 pub mod template;

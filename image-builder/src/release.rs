@@ -3,13 +3,17 @@
 //! - [`keys`]: private keys and root documents in a folder
 //! - [`make`]: image, UKI, boot files, keys ─▶ `announce`, `roots`, `objects/`
 //! - [`folder`]: names in a release folder, and reading it within limits
-//! - [`verify`]: a release folder ─▶ what a device would say about it
+//! - [`verify`]: a release folder ─▶ what a device would say about it; [`unpack`]: the bytes of its targets
+//! - [`publish`]: a release folder ─▶ [`repository`], with deltas from earlier releases
 //!
 //! The formats themselves are in the crate `formats` and `docs/formats.md`.
 
 pub mod folder;
 pub mod keys;
 pub mod make;
+pub mod publish;
+pub mod repository;
+pub mod unpack;
 pub mod verify;
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
-//! `farhold verify`: says about a release folder what a device would say.
+//! `farhold verify`: says about a release folder or a repository what a device would say.
 
 use crate::progress::Progress;
 use crate::release::keys::read_chain;
-use crate::release::verify::{Report, Viewpoint, verify};
+use crate::release::verify::{Report, Viewpoint, verify_announced};
 use anyhow::{Context, Result, anyhow};
 use formats::arch::Arch;
+use formats::repository as names;
 use formats::trust::Rank;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Checks a release folder as a device would: signatures, manifest, every block, and that the UKI opens the image.
+/// Checks a release folder, or all that a repository announces, as a device would: signatures, manifest, every block, and
+/// that the UKI opens the image.
 #[derive(clap::Args)]
 pub struct VerifyCmd {
-    /// Release folder.
+    /// Release folder or repository.
     dir: PathBuf,
     /// Root documents that are trusted, as the device's image carries them; without it the release's own are taken.
     #[arg(long, value_name = "FILE")]
@@ -60,14 +62,39 @@ impl VerifyCmd {
             view.device = Some((product.clone(), board.clone(), arch));
         }
         let progress = if self.json { Progress::quiet() } else { Progress::stderr() };
-        let report = verify(&self.dir, &view, &progress)
-            .with_context(|| format!("release {} is not good", self.dir.display()))?;
+        let mut reports = Vec::new();
+        for name in self.announcements()? {
+            let report = verify_announced(&self.dir, &name, &view, &progress)
+                .with_context(|| format!("{} in {} is not good", name, self.dir.display()))?;
+            reports.push(report);
+        }
         if self.json {
-            println!("{}", serde_json::to_string(&report).context("print the report")?);
+            let one = |report| serde_json::to_string(report).context("print the report");
+            match reports.as_slice() {
+                [report] if self.dir.join(names::ANNOUNCE).exists() => println!("{}", one(report)?),
+                all => println!("{}", serde_json::to_string(all).context("print the reports")?),
+            }
         } else {
-            print(&report);
+            reports.iter().for_each(print);
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl VerifyCmd {
+    /// Names of the announcements in the folder.
+    fn announcements(&self) -> Result<Vec<String>> {
+        let folder = self.dir.join(names::ANNOUNCEMENTS);
+        if !folder.exists() {
+            return Ok(vec![names::ANNOUNCE.to_owned()]);
+        }
+        let mut found = Vec::new();
+        for entry in folder.read_dir().with_context(|| format!("read {}", folder.display()))? {
+            let name = entry.with_context(|| format!("read {}", folder.display()))?.file_name();
+            found.push(format!("{}/{}", names::ANNOUNCEMENTS, name.to_string_lossy()));
+        }
+        found.sort();
+        Ok(found)
     }
 }
 

@@ -309,6 +309,25 @@ impl Making<'_> {
     }
 }
 
+/// Compresses a slot image into `out` and gives the payload's object and window, binary logarithm.
+///
+/// # Errors
+/// If a file cannot be read or written, or the level is none of zstd's.
+pub fn full_payload(image: &Path, level: i32, out: &Path, progress: &Progress) -> Result<(Object, u8)> {
+    let levels = zstd::compression_level_range();
+    if !levels.contains(&level) {
+        bail!("zstd level is {level}, but must be {} to {}", levels.start(), levels.end());
+    }
+    let mut source = Source::open(image, "compress slot image", progress)?;
+    let sink = ObjectFile::create(out)?;
+    let mut encoder = compressor(sink, level, source.length).context("set up compression")?;
+    let mut chunk = vec![0; CHUNK];
+    while let Some(part) = source.next(&mut chunk)? {
+        encoder.write_all(part).with_context(|| format!("write {}", out.display()))?;
+    }
+    Ok((encoder.finish().context("end compression")?.finish()?, WINDOW_LOG))
+}
+
 fn compressor(sink: ObjectFile, level: i32, length: u64) -> io::Result<zstd::Encoder<'static, ObjectFile>> {
     let mut encoder = zstd::Encoder::new(sink, level)?;
     configure(&mut encoder, WORKERS, length)?;

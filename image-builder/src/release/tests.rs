@@ -18,6 +18,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
+mod publish;
+
 const BLOCKS: u64 = 70;
 const COUNTS: Counts = Counts { root: 3, root_threshold: 2, release: 3, release_threshold: 2 };
 const SIGNED_S: u32 = 1_795_219_200;
@@ -36,17 +38,22 @@ impl Desk {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let keys = KeyFolder::create(&at("keys"), COUNTS, SIGNED_S).unwrap();
-        // More than one block of 64 KiB, not a whole number of them.
-        let image: Vec<u8> = (0..BLOCKS * BLOCK as u64).map(|n| (n / 7 + n / 4096) as u8).collect();
-        fs::write(at("image"), &image).unwrap();
-        let verity = Parameters { data_blocks: BLOCKS, salt: [7; 32] };
-        let mut tree = Builder::new(verity);
-        tree.push(&image);
-        let roothash = tree.finish().roothash;
-        fs::write(at("uki"), uki_for(roothash, verity)).unwrap();
         fs::write(at("loader"), b"loader").unwrap();
         let boot_files = vec![BootFileInput { esp_path: "EFI/BOOT/BOOTX64.EFI".into(), file: at("loader") }];
-        Self { folder, keys, roothash, verity, boot_files }
+        let verity = Parameters { data_blocks: BLOCKS, salt: [7; 32] };
+        let mut desk = Self { folder, keys, roothash: Digest([0; 32]), verity, boot_files };
+        // More than one block of 64 KiB, not a whole number of them.
+        desk.put_image(&(0..BLOCKS * BLOCK as u64).map(|n| (n / 7 + n / 4096) as u8).collect::<Vec<_>>());
+        desk
+    }
+
+    /// Takes another slot image for the releases that follow, and makes its UKI.
+    fn put_image(&mut self, image: &[u8]) {
+        fs::write(self.at("image"), image).unwrap();
+        let mut tree = Builder::new(self.verity);
+        tree.push(image);
+        self.roothash = tree.finish().roothash;
+        fs::write(self.at("uki"), uki_for(self.roothash, self.verity)).unwrap();
     }
 
     fn at(&self, name: &str) -> PathBuf {

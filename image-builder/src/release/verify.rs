@@ -3,26 +3,26 @@
 
 use super::folder::{self, ANNOUNCE};
 use super::keys::{ROOTS, read_chain};
+use super::unpack::{self, Sink, Stored};
 use crate::image::pe::Pe;
 use crate::progress::Progress;
 use anyhow::{Context, Result, anyhow, bail};
 use formats::arch::Arch;
 use formats::bootargs::BootArgs;
+use formats::catalogue::{Catalogue, MAX_CATALOGUE_BYTES};
 use formats::frame::{MAX_FRAME_BYTES, Verified};
 use formats::hex::{self, Digest};
-use formats::manifest::{Manifest, ObjectRef, Payload, PayloadKind, Target, TargetKind};
-use formats::object::{Builder, Verifier};
+use formats::manifest::{Entry, Manifest, ObjectRef, PayloadKind, Target, TargetKind};
+use formats::object::Verifier;
+use formats::repository as names;
 use formats::roles::Root;
 use formats::trust::{self, Accepted, Rank, TimeWatermark, Verdict};
-use formats::verity;
 use serde::Serialize;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 
 /// Largest UKI whose command line is looked at, bytes: it is held in memory.
 const MAX_UKI: u64 = 256 << 20;
-const CHUNK: usize = 1 << 20;
 
 /// What a device would know; fields that are absent are not checked.
 #[derive(Clone, Debug, Default)]
@@ -85,12 +85,20 @@ pub struct Checked {
     pub how: &'static str,
 }
 
-/// Checks the release in `folder`.
+/// Checks the release in a release folder.
 ///
 /// # Errors
 /// The first thing that a device would refuse, with the reason.
 pub fn verify(path: &Path, view: &Viewpoint, progress: &Progress) -> Result<Report> {
-    let frame = folder::read_limited(&path.join(ANNOUNCE), MAX_FRAME_BYTES as u64)?;
+    verify_announced(path, ANNOUNCE, view, progress)
+}
+
+/// Checks what is announced under `name` in a folder, with its catalogues.
+///
+/// # Errors
+/// The first thing that a device would refuse, with the reason.
+pub fn verify_announced(path: &Path, name: &str, view: &Viewpoint, progress: &Progress) -> Result<Report> {
+    let frame = folder::read_limited(&path.join(name), MAX_FRAME_BYTES as u64)?;
     let root = newest_root(path, view)?;
     let verified = trust::authenticate(&frame, &root).context("refuse the announcement")?;
     let said = verified.announcement();
@@ -101,12 +109,11 @@ pub fn verify(path: &Path, view: &Viewpoint, progress: &Progress) -> Result<Repo
     judge(&verified, &root, view).context("refuse the announcement")?;
 
     let mut checking = Checking { folder: path, progress, manifest: &manifest, checked: Vec::new() };
-    for (index, target) in manifest.targets.iter().enumerate() {
-        if let Some(target) = target.known() {
-            checking.target(index, target)?;
-        }
+    for target in manifest.targets.iter().filter_map(Entry::known) {
+        checking.target(target)?;
     }
     checking.uki_opens_slot()?;
+    checking.catalogues(&root, &said.manifest)?;
     let signers = formats::frame::Frame::parse(&frame)?.signers();
     let role = if said.rescue { &root.root } else { &root.release };
     Ok(Report {
@@ -166,31 +173,29 @@ struct Checking<'a> {
 }
 
 impl Checking<'_> {
-    fn target(&mut self, index: usize, target: &Target) -> Result<()> {
-        let what = match &target.kind {
-            TargetKind::Slot { .. } => "slot image".to_owned(),
-            TargetKind::Uki => "UKI".to_owned(),
-            TargetKind::BootFile { path } => format!("boot file {path}"),
-            TargetKind::Content { name } => format!("content {name}"),
-        };
+    fn target(&mut self, target: &Target) -> Result<()> {
+        let what = unpack::name(&target.kind);
         let id = target.object.id;
         if folder::object(self.folder, &id).exists() {
             let mut sink = Sink::new(self.manifest, target);
-            self.carried(&what, &target.object, &mut |part| sink.push(part))?;
+            self.carried(&what, &target.object, &mut |part| {
+                sink.push(part);
+                Ok(())
+            })?;
             sink.finish(&what)?;
             return self.note(what, &target.object, "carried");
         }
-        let payloads = self.manifest.payloads.iter().filter_map(|payload| payload.known());
-        let full = payloads.filter(|payload| usize::from(payload.target) == index).find_map(|payload| {
-            let PayloadKind::Full { window_log } = payload.kind else { return None };
-            folder::object(self.folder, &payload.object.id).exists().then_some((payload, window_log))
-        });
-        let (payload, window_log) = full.ok_or_else(|| {
+        let stored = Stored { folder: self.folder, manifest: self.manifest, target };
+        let full = stored.full().ok_or_else(|| {
             anyhow!("{what}: neither object {id} nor a full payload that makes it is in the folder")
         })?;
-        self.carried(&format!("{what}, full payload"), &payload.object, &mut |_| Ok(()))?;
-        self.note(format!("{what}, full payload"), &payload.object, "carried")?;
-        self.unpacked(&what, target, payload, window_log)?;
+        self.carried(&format!("{what}, full payload"), &full.object, &mut |_| Ok(()))?;
+        self.note(format!("{what}, full payload"), &full.object, "carried")?;
+        // A device checks what it unpacks block by block, so the target's lists are part of the release.
+        if target.object.geometry.blocks() > 1 {
+            self.verifier(&what, &target.object, &[])?;
+        }
+        stored.unpack(full, self.progress, &mut |_| Ok(()))?;
         self.note(what, &target.object, "made from payload")
     }
 
@@ -242,35 +247,37 @@ impl Checking<'_> {
             .with_context(|| format!("{what}: refuse {}", from.display()))
     }
 
-    /// Makes the target from a full payload and compares what comes out.
-    fn unpacked(&self, what: &str, target: &Target, payload: &Payload, window_log: u8) -> Result<()> {
-        // A device checks what it unpacks block by block, so the target's lists are part of the release.
-        if target.object.geometry.blocks() > 1 {
-            self.verifier(what, &target.object, &[])?;
+    /// The catalogues of the release, and every block of what they offer.
+    fn catalogues(&mut self, root: &Root, manifest: &Digest) -> Result<()> {
+        let folder = self.folder.join(names::CATALOGUES).join(manifest.to_string());
+        if !folder.exists() {
+            return Ok(());
         }
-        let path = folder::object(self.folder, &payload.object.id);
-        let decode = || -> io::Result<zstd::Decoder<'static, io::BufReader<File>>> {
-            let mut decoder = zstd::Decoder::new(File::open(&path)?)?;
-            decoder.window_log_max(window_log.into())?;
-            Ok(decoder.single_frame())
-        };
-        let mut decoder = decode().with_context(|| format!("open {}", path.display()))?;
-        let length = target.object.geometry.length();
-        let bar = self.progress.bytes(&format!("unpack {what}"), length);
-        let mut sink = Sink::new(self.manifest, target);
-        let (mut chunk, mut left) = (vec![0; CHUNK], length);
-        loop {
-            let count = decoder.read(&mut chunk).with_context(|| format!("unpack {}", path.display()))?;
-            if count == 0 {
-                break;
+        let mut paths = Vec::new();
+        for entry in folder.read_dir().with_context(|| format!("read {}", folder.display()))? {
+            paths.push(entry.with_context(|| format!("read {}", folder.display()))?.path());
+        }
+        paths.sort();
+        for path in paths {
+            let bytes = folder::read_limited(&path, MAX_CATALOGUE_BYTES as u64)?;
+            let catalogue = Catalogue::open(&bytes, root, manifest, self.manifest)
+                .with_context(|| format!("refuse {}", path.display()))?;
+            let base =
+                path.file_name().map(|name| name.to_string_lossy().chars().take(8).collect::<String>());
+            for payload in catalogue.payloads.iter().filter_map(Entry::known) {
+                let Some(target) = self.manifest.target(payload.target) else { continue };
+                let way = match &payload.kind {
+                    PayloadKind::Full { .. } => "full payload".to_owned(),
+                    PayloadKind::Delta { .. } => {
+                        format!("delta from {}", base.as_deref().unwrap_or_default())
+                    }
+                };
+                let what = format!("{}, {way}", unpack::name(&target.kind));
+                self.carried(&what, &payload.object, &mut |_| Ok(()))?;
+                self.note(what, &payload.object, "carried")?;
             }
-            left = left.checked_sub(count as u64).ok_or_else(|| {
-                anyhow!("{what}: payload {} unpacks to more than {length} bytes", path.display())
-            })?;
-            sink.push(&chunk[..count])?;
-            bar.add(count as u64);
         }
-        sink.finish(what).with_context(|| format!("refuse payload {}", path.display()))
+        Ok(())
     }
 
     /// Whether the command line of the UKI names the slot image, with its salt, block count and version.
@@ -296,69 +303,5 @@ impl Checking<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Takes the bytes of a target in order and recomputes what names it.
-struct Sink<'t> {
-    target: &'t Target,
-    object: Builder,
-    tree: Option<(Digest, Tree)>,
-}
-
-/// A hash tree while blocks arrive in pieces.
-struct Tree {
-    builder: verity::Builder,
-    parameters: verity::Parameters,
-    rest: Vec<u8>,
-    blocks: u64,
-}
-
-impl<'t> Sink<'t> {
-    fn new(manifest: &Manifest, target: &'t Target) -> Self {
-        let tree = manifest.slot().filter(|(slot, ..)| *slot == target).map(|(_, roothash, parameters)| {
-            let builder = verity::Builder::new(parameters);
-            (roothash, Tree { builder, parameters, rest: Vec::new(), blocks: 0 })
-        });
-        Self { target, object: Builder::new(target.object.geometry.block()), tree }
-    }
-
-    fn push(&mut self, part: &[u8]) -> Result<()> {
-        self.object.push(part);
-        if let Some((_, tree)) = &mut self.tree {
-            tree.push(part);
-        }
-        Ok(())
-    }
-
-    fn finish(self, what: &str) -> Result<()> {
-        let made = self.object.finish()?;
-        if ObjectRef::from(&made) != self.target.object {
-            bail!("{what}: object {} came out, must be {}", made.id, self.target.object.id);
-        }
-        match self.tree {
-            None => Ok(()),
-            Some((roothash, tree)) if tree.blocks == tree.parameters.data_blocks => {
-                let is = tree.builder.finish().roothash;
-                if is == roothash {
-                    Ok(())
-                } else {
-                    Err(anyhow!("{what}: roothash is {is}, must be {roothash}"))
-                }
-            }
-            Some((_, tree)) => Err(anyhow!("{what}: {} whole blocks came out", tree.blocks)),
-        }
-    }
-}
-
-impl Tree {
-    fn push(&mut self, part: &[u8]) {
-        self.rest.extend_from_slice(part);
-        let whole = self.rest.len() / verity::BLOCK;
-        // More than announced shows in the object id; the tree must not be overfilled.
-        let take = (whole as u64).min(self.parameters.data_blocks - self.blocks);
-        self.builder.push(&self.rest[..take as usize * verity::BLOCK]);
-        self.blocks += take;
-        self.rest.drain(..whole * verity::BLOCK);
     }
 }

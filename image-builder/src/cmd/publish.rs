@@ -1,0 +1,121 @@
+//! `farhold publish`: puts a release into a repository, with deltas from earlier releases.
+
+use crate::progress::Progress;
+use crate::release::keys::{KeyFolder, PrivateKey};
+use crate::release::publish::{Publish, Published, publish};
+use crate::release::repository::Repository;
+use anyhow::{Context, Result, anyhow};
+use formats::keys::Role;
+use formats::object::BlockSize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Puts a release into a repository that any web server, stick or block server can carry, with deltas from earlier
+/// releases.
+#[derive(clap::Args)]
+pub struct PublishCmd {
+    /// Release folder, as `farhold build` makes it.
+    release: PathBuf,
+    /// Repository folder; made if it is not there.
+    #[arg(long, visible_alias = "to", value_name = "DIR")]
+    repo: PathBuf,
+    /// A release folder to make deltas from, besides those that the repository holds; repeat for each.
+    #[arg(long, value_name = "RELEASE")]
+    from: Vec<PathBuf>,
+    /// Make deltas from this many of the repository's earlier releases, newest first.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    bases: usize,
+    /// The catalogue key, or a key folder that holds it; without it no deltas are published.
+    #[arg(long, visible_alias = "keys", value_name = "PATH")]
+    key: Option<PathBuf>,
+    /// Also offer a full payload of this zstd level (19 takes about a minute for 150 MB).
+    #[arg(long, value_name = "LEVEL")]
+    level: Option<i32>,
+    /// Block size of what is made, in bytes: 65536, or at most 4096 for modems.
+    #[arg(long, default_value = "65536", value_name = "BYTES", value_parser = block)]
+    block: BlockSize,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    plan: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn block(text: &str) -> Result<BlockSize> {
+    let bytes: u32 = text.parse().context("must be a number of bytes")?;
+    let log2 = bytes.is_power_of_two().then(|| bytes.trailing_zeros() as u8);
+    log2.and_then(BlockSize::from_log2).ok_or_else(|| anyhow!("must be a power of two from 256 to 4194304"))
+}
+
+impl PublishCmd {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// If a device would refuse the release, the repository has a newer one, or a file cannot be read or written.
+    pub fn run(&self) -> Result<ExitCode> {
+        let repository = Repository::at(&self.repo)?;
+        let key = self.key.as_deref().map(catalogue_key).transpose()?;
+        let progress = if self.json { Progress::quiet() } else { Progress::stderr() };
+        let published = publish(&Publish {
+            release: &self.release,
+            repository: &repository,
+            from: &self.from,
+            bases: self.bases,
+            key: key.as_ref(),
+            level: self.level,
+            block: self.block,
+            plan: self.plan,
+            progress: &progress,
+        })
+        .with_context(|| format!("publish {} to {}", self.release.display(), self.repo.display()))?;
+        if self.json {
+            println!("{}", serde_json::to_string(&published).context("print the report")?);
+        } else {
+            print(&published);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The catalogue key from its file or from a key folder.
+fn catalogue_key(path: &Path) -> Result<PrivateKey> {
+    if !path.is_dir() {
+        return PrivateKey::read(path);
+    }
+    let folder = KeyFolder::open(path)?;
+    let role = Role::new(1, vec![folder.root().catalogue])?;
+    let signer = folder.signers(&role)?.into_iter().next();
+    signer.map(|signer| signer.key).ok_or_else(|| {
+        anyhow!(
+            "{} does not hold the private catalogue key of root version {}: publish where it is, or without --key",
+            path.display(),
+            folder.root().version
+        )
+    })
+}
+
+fn print(published: &Published) {
+    let Published { product, board, version, rank, full_bytes, .. } = published;
+    let done = if published.plan { "would publish" } else { "published" };
+    println!("{done}: {product} {version} for {board}, {rank} (root version, sequence)");
+    println!("  announced as  {}", published.announcement);
+    println!("  without base  {full_bytes} bytes to fetch");
+    for payload in &published.payloads {
+        let from = payload.from.as_ref().map_or("packed harder".to_owned(), |from| format!("from {from}"));
+        let share = |bytes: u64| bytes as f64 * 100.0 / payload.own_bytes.max(1) as f64;
+        match payload.bytes {
+            Some(bytes) => println!(
+                "  {:12}  {bytes} bytes {from}, {:.1} % of the release's own {} ({})",
+                payload.target,
+                share(bytes),
+                payload.own_bytes,
+                payload.outcome
+            ),
+            None => println!("  {:12}  {from} ({})", payload.target, payload.outcome),
+        }
+    }
+    for note in &published.notes {
+        println!("  note: {note}");
+    }
+}
