@@ -88,6 +88,7 @@ pub fn write(reference: &Ref, bytes: &mut [u8; 4], va: u64, target: u64) {
         }
         RefKind::Low12 => set_bits(bytes, 10, 12, (target & 0xfff) >> reference.shift),
         RefKind::Rel32 | RefKind::Abs64 | RefKind::Off32 | RefKind::Block32 | RefKind::Nid64 => {}
+        RefKind::Off64 | RefKind::Symbol32 | RefKind::Value32 => {}
     }
 }
 

@@ -1,16 +1,19 @@
 //! The decoder: produces verified groups of the new image from the old image and the delta, in any order.
 //!
-//! Knows one group at a time. Memory: the group (4 MiB), its packed bytes (8), operations (1), residue and literals (4
-//! each), one prefix (8), and the tables of open objects (about 20, and 8 for an image's metadata); nothing grows with the
-//! images.
+//! Knows one group at a time. Memory at most, in MiB: the group 4, its packed bytes 6, operations 1, residue and literals
+//! 4 each, one prefix or bundle of maps 8, tables of open objects 20, pointers of an image's metadata 8, shared values 2;
+//! nothing grows with the images.
 
-use super::container::{self, Header, Index, digest, get_stream, unpack};
+use super::container::{self, Header, Index, short_digest};
+use super::map::AddressMap;
 use super::object::{Kind, Map, Projector, pieces};
 use super::ops::{Decode, Op};
+use super::stream::{get_stream, unpack};
 use super::view::View;
 use super::wire::Reader;
 use super::{DeltaError, MAX_COPIES, MAX_OPS, ReadAt, Result, Sink, malformed, read_vec};
 use crate::hex;
+use std::sync::Arc;
 
 /// A delta opened against its old image.
 pub struct Decoder<'a> {
@@ -22,6 +25,10 @@ pub struct Decoder<'a> {
     program: Option<Object>,
     /// The metadata of the image, which lies between files.
     metadata: Option<Object>,
+    /// The bundle read last: its number and bytes.
+    bundle: Option<(u64, Vec<u8>)>,
+    /// The table of values used last: the number of its object, and the values.
+    values: Option<(u64, Arc<AddressMap>)>,
 }
 
 /// An object that is open.
@@ -44,6 +51,8 @@ struct Streams {
     opened: usize,
 }
 
+/// Longest bundle, in bytes, that is kept for the next object.
+const KEPT_BUNDLE: usize = 512 << 10;
 /// Most objects that one group may open: as many files of one block as fit a group, twice. A hostile delta must not
 /// make the decoder read headers without end.
 const MAX_OPENED: usize = 2048;
@@ -79,7 +88,7 @@ impl<'a> Decoder<'a> {
     pub fn open(old: &'a dyn ReadAt, delta: &'a dyn ReadAt) -> Result<Self> {
         let (header, index) = container::open(delta)?;
         container::check_old_len(&header, old)?;
-        Ok(Self { old, delta, header, index, program: None, metadata: None })
+        Ok(Self { old, delta, header, index, program: None, metadata: None, bundle: None, values: None })
     }
 
     /// The header.
@@ -108,7 +117,7 @@ impl<'a> Decoder<'a> {
         };
         let start = number * self.header.group_len();
         let size = self.header.group_len().min(self.header.new_len - start);
-        let packed = container::read_group(self.delta, &part)?;
+        let packed = read_vec(self.delta, "group", part.offset, part.packed)?;
         let mut reader = Reader::new("group", &packed);
         let ops = get_stream(&mut reader, "group operations", MAX_OPS)?;
         let diff = get_stream(&mut reader, "group residue", size)?;
@@ -130,7 +139,7 @@ impl<'a> Decoder<'a> {
         if left > 0 {
             return malformed("group", format!("{left} bytes of its streams are left over"));
         }
-        let found = digest(out);
+        let found = short_digest(out);
         if found == part.digest {
             return Ok(());
         }
@@ -176,15 +185,13 @@ impl<'a> Decoder<'a> {
             }
         }
         streams.opened += 1;
-        let part = usize::try_from(number).ok().and_then(|at| self.index.objects.get(at));
-        let Some(part) = part.filter(|_| streams.opened <= MAX_OPENED) else {
-            let count = self.index.objects.len();
+        if streams.opened > MAX_OPENED {
             return malformed(
                 "group operations",
-                format!("object {number} of {count}, or more than {MAX_OPENED} in turn"),
+                format!("they open more than {MAX_OPENED} objects in turn"),
             );
-        };
-        let map = container::read_map(self.delta, part, &self.header)?;
+        }
+        let map = self.map(number)?;
         // Tables of all open objects stay below the limit of one.
         let other = if map.kind == Kind::Erofs { &mut self.program } else { &mut self.metadata };
         let copies = other.as_ref().map_or(0, |object| object.map.copies.len()) + map.copies.len();
@@ -193,8 +200,47 @@ impl<'a> Decoder<'a> {
         }
         let own = if map.kind == Kind::Erofs { &mut self.metadata } else { &mut self.program };
         *own = None;
-        let projector = Projector::open(&map, self.old, &View::new(self.old, &map.old)?)?;
+        let values = match map.kind {
+            Kind::Module(Some(values)) => Some(self.values(values)?),
+            Kind::Module(None) | Kind::Elf(_) | Kind::Erofs | Kind::Values => None,
+        };
+        let projector = Projector::open(&map, self.old, &View::new(self.old, &map.old)?, values)?;
         Ok(Object { number, map, projector })
+    }
+
+    /// The map of object `number`.
+    fn map(&mut self, number: u64) -> Result<Map> {
+        let Some(bundle) = self.index.bundle_of(number) else {
+            let count = self.index.objects();
+            return malformed("group operations", format!("object {number} of {count} is asked for"));
+        };
+        if let Some((_, bytes)) = self.bundle.as_ref().filter(|(first, _)| *first == bundle.first) {
+            return container::map_in(bytes, bundle, number, &self.header);
+        }
+        self.bundle = None;
+        let bytes = container::read_bundle(self.delta, bundle)?;
+        let map = container::map_in(&bytes, bundle, number, &self.header)?;
+        if bytes.len() <= KEPT_BUNDLE {
+            self.bundle = Some((bundle.first, bytes));
+        }
+        Ok(map)
+    }
+
+    /// The table of values of object `number`.
+    fn values(&mut self, number: u64) -> Result<Arc<AddressMap>> {
+        if let Some((known, values)) = &self.values
+            && *known == number
+        {
+            return Ok(Arc::clone(values));
+        }
+        self.values = None;
+        let map = self.map(number)?;
+        if map.kind != Kind::Values {
+            return malformed("object", format!("object {number} is used as a table of values, but is none"));
+        }
+        let values = Arc::new(AddressMap::new(map.ranges));
+        self.values = Some((number, Arc::clone(&values)));
+        Ok(values)
     }
 
     /// Fills `out`, which is at byte `position` of the new image, from object `number`.
@@ -249,9 +295,10 @@ impl<'a> Decoder<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delta::container::{build, put_stream};
+    use crate::delta::container::{build, put_bundle};
     use crate::delta::elf::Params;
     use crate::delta::object::Copy;
+    use crate::delta::stream::put_stream;
     use crate::delta::view::Extent;
     use proptest::prelude::*;
     use std::sync::OnceLock;
@@ -283,15 +330,11 @@ mod tests {
         }
     }
 
-    fn stored(map: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        put_stream(&mut out, map, map);
-        out
-    }
-
     fn decode(maps: &[Vec<u8>], group: Vec<u8>, size: u64) -> Result<Vec<u8>> {
-        let delta =
-            build(20, (program().len() as u64, size), &[[0; 32]; 2], maps, &[(group, [0; 32])]).unwrap();
+        let bundle = put_bundle(maps, |plain| Ok::<_, DeltaError>(plain.to_vec())).unwrap();
+        let bundles = [(bundle, maps.len() as u64)];
+        let lens = (program().len() as u64, size);
+        let delta = build(20, lens, &[[0; 32]; 2], &bundles, &[(group, [0; 16])]).unwrap();
         let mut out = Vec::new();
         Decoder::open(program(), &delta)?.group(0, &mut out).map(|()| out)
     }
@@ -316,10 +359,10 @@ mod tests {
 
     #[test]
     fn objects_may_not_be_opened_without_end() {
-        let maps = [stored(&map(Vec::new(), 3000).encode()), stored(&map(Vec::new(), 3000).encode())];
+        let maps = [map(Vec::new(), 3000).encode(), map(Vec::new(), 3000).encode()];
         let ops: Vec<Op> = (0..3000).map(|number| Op::Object { object: number % 2, len: 1 }).collect();
         let error = decode(&maps, group(&ops, &[], &[0; 3000]), 3000).unwrap_err().to_string();
-        assert!(error.contains("more than 2048 in turn"), "{error}");
+        assert!(error.contains("more than 2048 objects in turn"), "{error}");
     }
 
     proptest! {
@@ -341,7 +384,7 @@ mod tests {
                 bytes[at] = value;
             }
             let ops = [Op::Object { object: 0, len: end }];
-            let found = decode(&[stored(&bytes)], group(&ops, &vec![0; end as usize], &vec![0; 4000]), end);
+            let found = decode(&[bytes], group(&ops, &vec![0; end as usize], &vec![0; 4000]), end);
             prop_assert!(found.is_err(), "the digest is wrong at least");
         }
     }

@@ -1,12 +1,13 @@
-//! The container: a header of fixed size, an index, then maps and groups in order. Byte by byte in `docs/delta.md`.
+//! The container: a header of fixed size, an index, then bundles of maps and groups in order. Byte by byte in `docs/delta.md`.
 //!
 //! Knows where things are and their digests, not what they mean. The header is what a release signs: it names the index
-//! by digest, the index names every map and group.
+//! by digest, the index names every bundle and group.
 
 use super::object::Map;
+use super::stream::{get_stream, put_stream, unpack};
 use super::wire::{Reader, put_varint};
 use super::{
-    DeltaError, MAX_GROUP_PACKED, MAX_IMAGE, MAX_INDEX, MAX_MAP, MAX_OBJECTS, ReadAt, Result, malformed,
+    DeltaError, MAX_GROUP_PACKED, MAX_IMAGE, MAX_INDEX, MAX_MAPS, MAX_OBJECTS, ReadAt, Result, malformed,
     read_vec,
 };
 use sha2::{Digest as _, Sha256};
@@ -47,24 +48,42 @@ pub struct Header {
     pub index_digest: Digest,
 }
 
-/// A part of the body.
+/// First bytes of a SHA-256, which name the output of a group. They find damage early; the whole image has its own digest.
+pub type ShortDigest = [u8; 16];
+
+/// Maps of objects, packed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
+pub struct Bundle {
     /// Offset in the delta.
     pub offset: u64,
     /// Length in bytes.
     pub packed: u64,
-    /// Of a map: of its stored bytes. Of a group: of its output.
+    /// Number of its first object.
+    pub first: u64,
+    /// Number of objects.
+    pub objects: u64,
+    /// Of the stored bytes.
     pub digest: Digest,
+}
+
+/// What produces a group of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// Offset in the delta.
+    pub offset: u64,
+    /// Length in bytes.
+    pub packed: u64,
+    /// Of the output.
+    pub digest: ShortDigest,
 }
 
 /// The index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
     /// Maps of objects.
-    pub objects: Vec<Part>,
+    pub bundles: Vec<Bundle>,
     /// Groups of output.
-    pub groups: Vec<Part>,
+    pub groups: Vec<Group>,
 }
 
 impl Header {
@@ -148,13 +167,14 @@ impl Index {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        put_varint(&mut out, self.objects.len() as u64);
-        for part in self.objects.iter().chain(&self.groups) {
-            put_varint(&mut out, part.packed);
+        put_varint(&mut out, self.bundles.len() as u64);
+        for bundle in &self.bundles {
+            put_varint(&mut out, bundle.packed);
+            put_varint(&mut out, bundle.objects);
         }
-        for part in self.objects.iter().chain(&self.groups) {
-            out.extend(part.digest);
-        }
+        self.groups.iter().for_each(|group| put_varint(&mut out, group.packed));
+        self.bundles.iter().for_each(|bundle| out.extend(bundle.digest));
+        self.groups.iter().for_each(|group| out.extend(group.digest));
         out
     }
 
@@ -164,21 +184,32 @@ impl Index {
     /// When it is damaged, above a limit, or does not add up to the length that the header states.
     pub fn decode(bytes: &[u8], header: &Header) -> Result<Self> {
         let mut reader = Reader::new("index", bytes);
-        let objects = reader.varint("number of objects", MAX_OBJECTS)?;
-        let count = objects + header.groups();
-        if count > reader.left() as u64 {
-            return malformed("index", format!("{count} parts cannot fit {} bytes", reader.left()));
+        let count = reader.varint("number of bundles", MAX_OBJECTS)?;
+        if (count * 2 + header.groups()) > reader.left() as u64 {
+            return malformed(
+                "index",
+                format!("{count} bundles and the groups cannot fit {} bytes", bytes.len()),
+            );
         }
-        let mut parts = Vec::with_capacity(count as usize);
-        let mut offset = HEADER + u64::from(header.index_packed);
-        for number in 0..count {
-            let limit = if number < objects { MAX_MAP } else { MAX_GROUP_PACKED };
-            let packed = reader.varint("length of a part", limit)?;
-            parts.push(Part { offset, packed, digest: [0; 32] });
+        let (mut offset, mut first) = (HEADER + u64::from(header.index_packed), 0);
+        let (mut bundles, mut groups) = (Vec::with_capacity(count as usize), Vec::new());
+        for _ in 0..count {
+            let packed = reader.varint("length of a bundle", MAX_MAPS)?;
+            let objects = reader.varint("number of objects", MAX_OBJECTS - first)?;
+            bundles.push(Bundle { offset, packed, first, objects, digest: [0; 32] });
+            offset += packed;
+            first += objects;
+        }
+        for _ in 0..header.groups() {
+            let packed = reader.varint("length of a group", MAX_GROUP_PACKED)?;
+            groups.push(Group { offset, packed, digest: [0; 16] });
             offset += packed;
         }
-        for part in &mut parts {
-            part.digest = reader.array()?;
+        for bundle in &mut bundles {
+            bundle.digest = reader.array()?;
+        }
+        for group in &mut groups {
+            group.digest = reader.array()?;
         }
         reader.end()?;
         if offset != header.total {
@@ -187,13 +218,26 @@ impl Index {
                 format!("its parts end at byte {offset}, but the header says {}", header.total),
             );
         }
-        let groups = parts.split_off(objects as usize);
-        Ok(Self { objects: parts, groups })
+        Ok(Self { bundles, groups })
+    }
+
+    /// Number of objects.
+    #[must_use]
+    pub fn objects(&self) -> u64 {
+        self.bundles.last().map_or(0, |bundle| bundle.first + bundle.objects)
+    }
+
+    /// The bundle that has the map of object `number`.
+    #[must_use]
+    pub fn bundle_of(&self, number: u64) -> Option<&Bundle> {
+        let behind = self.bundles.partition_point(|bundle| bundle.first <= number);
+        let bundle = self.bundles.get(behind.checked_sub(1)?)?;
+        (number - bundle.first < bundle.objects).then_some(bundle)
     }
 }
 
-/// Puts a delta together from its `maps` and `groups` as stored, the latter with the digests of their output; `digests` are
-/// those of the old and the new image.
+/// Puts a delta together from bundles as stored, with their numbers of objects, and groups as stored, with the digests of
+/// their output; `digests` are those of the old and the new image.
 ///
 /// # Errors
 /// When there is too much for the format.
@@ -201,16 +245,23 @@ pub fn build(
     group_bits: u8,
     (old_len, new_len): (u64, u64),
     digests: &[Digest; 2],
-    maps: &[Vec<u8>],
-    groups: &[(Vec<u8>, Digest)],
+    bundles: &[(Vec<u8>, u64)],
+    groups: &[(Vec<u8>, ShortDigest)],
 ) -> Result<Vec<u8>> {
-    let part = |packed: &[u8], digest| Part { offset: 0, packed: packed.len() as u64, digest };
-    let index = Index {
-        objects: maps.iter().map(|map| part(map, digest(map))).collect(),
-        groups: groups.iter().map(|(group, digest)| part(group, *digest)).collect(),
+    let bundle = |(bytes, objects): &(Vec<u8>, u64)| Bundle {
+        offset: 0,
+        packed: bytes.len() as u64,
+        first: 0,
+        objects: *objects,
+        digest: digest(bytes),
     };
+    let group =
+        |(bytes, digest): &(Vec<u8>, _)| Group { offset: 0, packed: bytes.len() as u64, digest: *digest };
+    let index =
+        Index { bundles: bundles.iter().map(bundle).collect(), groups: groups.iter().map(group).collect() };
     let stored = index.encode();
-    let body: usize = maps.iter().chain(groups.iter().map(|(group, _)| group)).map(Vec::len).sum();
+    let parts = || bundles.iter().map(|(bytes, _)| bytes).chain(groups.iter().map(|(bytes, _)| bytes));
+    let body: usize = parts().map(Vec::len).sum();
     let Some(index_len) = u32::try_from(stored.len()).ok().filter(|len| u64::from(*len) <= MAX_INDEX) else {
         return malformed(
             "index",
@@ -230,61 +281,64 @@ pub fn build(
     };
     let mut bytes = header.encode();
     bytes.extend_from_slice(&stored);
-    maps.iter().chain(groups.iter().map(|(group, _)| group)).for_each(|part| bytes.extend_from_slice(part));
+    parts().for_each(|part| bytes.extend_from_slice(part));
     Ok(bytes)
 }
 
-/// Appends `bytes` as a stream: a varint `length << 1 | packed?`, for packed ones the packed length, then the bytes.
-pub fn put_stream(out: &mut Vec<u8>, bytes: &[u8], packed: &[u8]) {
-    if packed.len() < bytes.len() {
-        put_varint(out, (bytes.len() as u64) << 1 | 1);
-        put_varint(out, packed.len() as u64);
-        out.extend(packed);
-    } else {
-        put_varint(out, (bytes.len() as u64) << 1);
-        out.extend(bytes);
-    }
-}
-
-/// Reads a stream of at most `max` bytes.
+/// Packs the bundle of `maps` with `pack`.
 ///
 /// # Errors
-/// When it is damaged or longer.
-pub fn get_stream(reader: &mut Reader, what: &'static str, max: u64) -> Result<Vec<u8>> {
-    let head = reader.varint(what, u64::MAX)?;
-    let len = head >> 1;
-    if len > max {
-        return malformed(what, format!("it has {len} bytes, but must have at most {max}"));
-    }
-    if head & 1 == 0 {
-        return Ok(reader.bytes(len)?.to_vec());
-    }
-    let packed = reader.varint(what, u64::MAX)?;
-    unpack(reader.bytes(packed)?, len, &[], what)
+/// What `pack` fails with.
+pub fn put_bundle<E>(
+    maps: &[Vec<u8>],
+    pack: impl Fn(&[u8]) -> std::result::Result<Vec<u8>, E>,
+) -> std::result::Result<Vec<u8>, E> {
+    let mut plain = Vec::new();
+    maps.iter().for_each(|map| put_varint(&mut plain, map.len() as u64));
+    maps.iter().for_each(|map| plain.extend_from_slice(map));
+    let mut out = Vec::new();
+    put_stream(&mut out, &plain, &pack(&plain)?);
+    Ok(out)
 }
 
-/// Unpacks one zstd frame into exactly `len` bytes, which the caller has checked; `prefix` is what it refers back to.
+/// Reads `bundle` of `delta`, checks its digest and unpacks it.
 ///
 /// # Errors
-/// When the frame is damaged or has another length.
-pub fn unpack(frame: &[u8], len: u64, prefix: &[u8], what: &'static str) -> Result<Vec<u8>> {
-    let mut out = vec![0u8; usize::try_from(len).unwrap_or(0)];
-    let damaged = |code| -> Result<usize> {
-        malformed(
-            what,
-            format!("zstd frame of {} bytes: {}", frame.len(), zstd::zstd_safe::get_error_name(code)),
-        )
-    };
-    let mut context = zstd::zstd_safe::DCtx::create();
-    if !prefix.is_empty() {
-        context.ref_prefix(prefix).or_else(damaged)?;
+/// When it cannot be read or is damaged.
+pub fn read_bundle(delta: &dyn ReadAt, bundle: &Bundle) -> Result<Vec<u8>> {
+    let stored = read_vec(delta, "maps", bundle.offset, bundle.packed)?;
+    if digest(&stored) != bundle.digest {
+        return malformed("maps", format!("SHA-256 at byte {} is not the one in the index", bundle.offset));
     }
-    let found = context.decompress(&mut out[..], frame).or_else(damaged)?;
-    if found == out.len() {
-        Ok(out)
-    } else {
-        malformed(what, format!("it has {found} bytes, but must have {len}"))
+    let mut reader = Reader::new("maps", &stored);
+    let plain = get_stream(&mut reader, "maps", MAX_MAPS)?;
+    reader.end()?;
+    Ok(plain)
+}
+
+/// The map of object `number` in the unpacked `bytes` of its `bundle`.
+///
+/// # Errors
+/// When the bundle or the map is damaged.
+pub fn map_in(bytes: &[u8], bundle: &Bundle, number: u64, header: &Header) -> Result<Map> {
+    let mut reader = Reader::new("maps", bytes);
+    let (mut before, mut own, mut sum) = (0, 0, 0u64);
+    for at in bundle.first..bundle.first + bundle.objects {
+        let len = reader.varint("length of a map", MAX_MAPS)?;
+        (before, own) = if at < number {
+            (before + len, own)
+        } else if at == number {
+            (before, len)
+        } else {
+            (before, own)
+        };
+        sum += len;
     }
+    if sum != reader.left() as u64 {
+        return malformed("maps", format!("they have {} bytes, but should have {sum}", reader.left()));
+    }
+    reader.bytes(before)?;
+    Map::decode(reader.bytes(own)?, header.old_len, header.new_len)
 }
 
 /// SHA-256 of `bytes`.
@@ -317,30 +371,12 @@ pub fn open(delta: &dyn ReadAt) -> Result<(Header, Index)> {
     Ok((header, index))
 }
 
-/// Reads the stored bytes of a group.
-///
-/// # Errors
-/// When they cannot be read.
-pub fn read_group(delta: &dyn ReadAt, part: &Part) -> Result<Vec<u8>> {
-    read_vec(delta, "group", part.offset, part.packed)
-}
-
-/// Reads the map of an object and checks its digest.
-///
-/// # Errors
-/// When it cannot be read or is damaged.
-pub fn read_map(delta: &dyn ReadAt, part: &Part, header: &Header) -> Result<Map> {
-    let stored = read_vec(delta, "object", part.offset, part.packed)?;
-    if digest(&stored) != part.digest {
-        return malformed(
-            "object",
-            format!("SHA-256 of the map at byte {} is not the one in the index", part.offset),
-        );
-    }
-    let mut reader = Reader::new("object", &stored);
-    let bytes = get_stream(&mut reader, "object", MAX_MAP)?;
-    reader.end()?;
-    Map::decode(&bytes, header.old_len, header.new_len)
+/// The first bytes of the SHA-256 of `bytes`.
+#[must_use]
+pub fn short_digest(bytes: &[u8]) -> ShortDigest {
+    let mut short = [0; 16];
+    short.copy_from_slice(&digest(bytes)[..16]);
+    short
 }
 
 /// Compares an old image's length with the header's.
@@ -380,12 +416,12 @@ mod tests {
         let header = header();
         assert_eq!(header.encode().len() as u64, HEADER);
         assert_eq!(Header::decode(&header.encode()).unwrap(), header);
-        let part = |offset, packed, byte| Part { offset, packed, digest: [byte; 32] };
+        let group = |offset, packed, byte| Group { offset, packed, digest: [byte; 16] };
         let at = HEADER + 200;
-        let index = Index {
-            objects: vec![part(at, 10, 4)],
-            groups: vec![part(at + 10, 20, 5), part(at + 30, 30, 6)],
-        };
+        let bundle = Bundle { offset: at, packed: 10, first: 0, objects: 3, digest: [4; 32] };
+        let index =
+            Index { bundles: vec![bundle], groups: vec![group(at + 10, 20, 5), group(at + 30, 30, 6)] };
+        assert_eq!((index.bundle_of(2), index.bundle_of(3)), (Some(&bundle), None));
         assert_eq!(Index::decode(&index.encode(), &header).unwrap(), index);
         let longer = Header { total: header.total + 1, ..header };
         assert!(
@@ -412,20 +448,5 @@ mod tests {
         refuse(10, 23, "group 2^23");
         refuse(31, 1, "limits are");
         assert!(Header::decode(&good[..143]).is_err());
-    }
-
-    #[test]
-    fn streams_come_back_and_lengths_are_checked() {
-        let bytes = vec![7u8; 5000];
-        let packed = zstd::bulk::compress(&bytes, 3).unwrap();
-        for stored in [&packed, &bytes] {
-            let mut out = Vec::new();
-            put_stream(&mut out, &bytes, stored);
-            assert_eq!(get_stream(&mut Reader::new("t", &out), "t", 5000).unwrap(), bytes);
-            assert!(get_stream(&mut Reader::new("t", &out), "t", 4999).is_err());
-            assert!(get_stream(&mut Reader::new("t", &out[..out.len() - 1]), "t", 5000).is_err());
-        }
-        assert!(unpack(&packed, 4999, &[], "t").is_err());
-        assert!(unpack(&packed, 5001, &[], "t").is_err());
     }
 }

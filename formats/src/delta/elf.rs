@@ -1,15 +1,16 @@
 //! Pointers in 64-bit little-endian ELF programs and libraries for x86-64 and AArch64 (System V ABI, gabi 4.1; LSB 5 for
-//! `.eh_frame`).
+//! `.eh_frame`); [`module`] has what relocatable files have instead.
 //!
 //! Finds pointers lazily, one 4 KiB block of a section at a time, so that a program of any size needs the same memory.
 //! Does not know the new file. Code is swept from 64 bytes before the block: x86 code falls into step within a few
 //! instructions, and a pointer that is missed or imagined costs bytes only.
 
+use super::btf::Btf;
 use super::gotab::Pclntab;
 use super::refs::{Ref, RefKind};
 use super::view::View;
 use super::wire::{le16, le32, le64};
-use super::{Result, a64, malformed, x86};
+use super::{Result, a64, malformed, module, x86};
 
 /// Pointers are found this many bytes at a time, counted from the start of a section.
 pub const BLOCK: u64 = 4096;
@@ -48,7 +49,7 @@ pub struct Segment {
 }
 
 /// A header of a section, as far as it matters here.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Header {
     /// Name, lossy.
     pub name: String,
@@ -62,10 +63,15 @@ pub struct Header {
     pub offset: u64,
     /// Length in bytes.
     pub size: u64,
+    /// `sh_link`.
+    pub link: u32,
+    /// `sh_info`.
+    pub info: u32,
 }
 
+/// What pointers a section has.
 #[derive(Debug)]
-enum Content {
+pub(super) enum Content {
     CodeX86,
     CodeA64,
     Rela,
@@ -77,14 +83,21 @@ enum Content {
     /// 32-bit offsets from the address.
     Offsets(u64),
     Words,
+    Relocations(module::Relocations),
+    ModuleSymbols(module::Symbols),
+    Btf(Btf),
+    Versions,
+    SectionHeaders,
+    FileHeader,
 }
 
+/// Bytes of the file with pointers of one kind.
 #[derive(Debug)]
-struct Section {
-    content: Content,
-    offset: u64,
-    size: u64,
-    va: u64,
+pub(super) struct Section {
+    pub content: Content,
+    pub offset: u64,
+    pub size: u64,
+    pub va: u64,
 }
 
 /// An ELF file's headers and the index of what may hold pointers.
@@ -94,6 +107,7 @@ pub struct Elf {
     headers: Vec<Header>,
     sections: Vec<Section>,
     range: (u64, u64),
+    relocatable: bool,
     remembered: Vec<((usize, u64), Vec<Ref>)>,
     next: usize,
 }
@@ -147,11 +161,28 @@ fn headers(view: &View, head: &[u8]) -> Result<Vec<Header>> {
         let (va, offset, size) = (field(index, 16), field(index, 24), field(index, 32));
         let kind = le32(entry, 4).unwrap_or(0);
         let whole = offset.checked_add(size).is_some() && va.checked_add(size).is_some();
-        if whole {
-            found.push(Header { name, kind, flags: field(index, 8), va, offset, size });
+        if !whole {
+            // Sections are known by number, so the place of a damaged one is kept.
+            found.push(Header::default());
+        } else {
+            let word = |at| le32(entry, at).unwrap_or(0);
+            let (link, info) = (word(40), word(44));
+            found.push(Header { name, kind, flags: field(index, 8), va, offset, size, link, info });
         }
     }
     Ok(found)
+}
+
+/// Sections in the order of the file, without those that overlap one before.
+fn apart(mut sections: Vec<Section>) -> Vec<Section> {
+    sections.sort_by_key(|section| section.offset);
+    let mut end = 0;
+    sections.retain(|section| {
+        let apart = section.offset >= end;
+        end = end.max(section.offset + section.size);
+        apart
+    });
+    sections
 }
 
 const SHT_PROGBITS: u32 = 1;
@@ -168,15 +199,28 @@ impl Elf {
     /// When the old image cannot be read.
     pub fn open(view: &View, params: &Params) -> Result<Option<Self>> {
         let head = view.slice(0, 64)?;
-        let modelled = head.get(..6) == Some(b"\x7fELF\x02\x01") && matches!(le16(&head, 16), Some(2 | 3));
+        let modelled = head.get(..6) == Some(b"\x7fELF\x02\x01");
         let machine = le16(&head, 18).filter(|machine| modelled && matches!(machine, 62 | 183));
-        let Some(machine) = machine else { return Ok(None) };
-        let Some((segments, range)) = segments(view, &head)? else { return Ok(None) };
+        let (Some(machine), Some(kind @ 1..=3)) = (machine, le16(&head, 16)) else { return Ok(None) };
+        let relocatable = kind == 1;
+        let layout = if relocatable { Some((Vec::new(), (0, view.size()))) } else { segments(view, &head)? };
+        let Some((segments, range)) = layout else { return Ok(None) };
         let headers = headers(view, &head)?;
-        let mut elf =
-            Self { segments, headers, sections: Vec::new(), range, remembered: Vec::new(), next: 0 };
-        elf.index(view, machine, params)?;
+        let (sections, remembered) = (Vec::new(), Vec::new());
+        let mut elf = Self { segments, headers, sections, range, relocatable, remembered, next: 0 };
+        let sections = if relocatable {
+            module::index(view, &elf.headers, machine, le64(&head, 40).unwrap_or(u64::MAX))?
+        } else {
+            elf.index(view, machine, params)?
+        };
+        elf.sections = apart(sections);
         Ok(Some(elf))
+    }
+
+    /// True if it is a relocatable file: addresses are offsets in the file.
+    #[must_use]
+    pub fn relocatable(&self) -> bool {
+        self.relocatable
     }
 
     /// Loaded parts.
@@ -199,7 +243,7 @@ impl Elf {
         Some(within.offset + (va - within.va))
     }
 
-    fn index(&mut self, view: &View, machine: u16, params: &Params) -> Result<()> {
+    fn index(&self, view: &View, machine: u16, params: &Params) -> Result<Vec<Section>> {
         let text = self.headers.iter().find(|header| header.name == ".text").map_or(0, |header| header.va);
         let rodata =
             self.headers.iter().find(|header| header.name == ".rodata").map_or(0, |header| header.va);
@@ -230,15 +274,7 @@ impl Elf {
             };
             sections.push(Section { content, offset: header.offset, size: header.size, va: header.va });
         }
-        sections.sort_by_key(|section| section.offset);
-        let mut end = 0;
-        sections.retain(|section| {
-            let apart = section.offset >= end;
-            end = end.max(section.offset + section.size);
-            apart
-        });
-        self.sections = sections;
-        Ok(())
+        Ok(sections)
     }
 
     /// Appends the pointers whose first byte lies in `start..end` of the old file, in order.
@@ -293,6 +329,12 @@ impl Elf {
             Content::Words => finder.records(view, 8, &[(0, 0x1000)])?,
             Content::Offsets(base) => finder.offsets(view, *base, 0)?,
             Content::EhFrameHdr => finder.offsets(view, section.va, 12)?,
+            Content::Relocations(facts) => finder.relocations(view, facts)?,
+            Content::ModuleSymbols(facts) => finder.module_symbols(view, facts)?,
+            Content::Btf(btf) => btf.refs(view, section.offset, (from, to), &mut finder.found)?,
+            Content::Versions => finder.versions(view)?,
+            Content::SectionHeaders => finder.section_headers(view)?,
+            Content::FileHeader => finder.file_header(view)?,
             Content::EhFrame(starts) => finder.eh_frame(view, starts)?,
             Content::Pclntab(table) => {
                 table.refs(view, (section.offset, section.size), from..to, &mut finder.found)?
@@ -313,12 +355,12 @@ impl Elf {
 }
 
 /// Finds the pointers of one block of one section.
-struct Finder<'a> {
-    section: &'a Section,
+pub(super) struct Finder<'a> {
+    pub section: &'a Section,
     range: (u64, u64),
-    from: u64,
-    to: u64,
-    found: Vec<Ref>,
+    pub from: u64,
+    pub to: u64,
+    pub found: Vec<Ref>,
 }
 
 impl Finder<'_> {

@@ -1,9 +1,11 @@
 //! Where an old address went: a sorted list of old ranges, each with its displacement.
 //!
 //! Knows addresses only. Ranges may overlap (code copied twice); at each address the longest range wins, the earlier one
-//! among equals, so that encoder and decoder agree. An address outside all ranges moves with the nearer one.
+//! among equals, so that encoder and decoder agree. An address outside all ranges moves with the nearer one. Values that
+//! many objects share (numbers of types, checksums) are addresses too, of a map that the objects share.
 
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 
 /// Old addresses `start..end` are at `start + delta` now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,7 @@ pub struct Range {
 #[derive(Debug, Default)]
 pub struct AddressMap {
     ranges: Vec<Range>,
+    shared: Option<Arc<AddressMap>>,
 }
 
 impl AddressMap {
@@ -56,7 +59,19 @@ impl AddressMap {
             }
         }
         flat.shrink_to_fit();
-        Self { ranges: flat }
+        Self { ranges: flat, shared: None }
+    }
+
+    /// The same map, with another for values that objects share.
+    #[must_use]
+    pub fn with_shared(self, shared: Option<Arc<AddressMap>>) -> Self {
+        Self { shared, ..self }
+    }
+
+    /// The new value of a shared `value`; without a map for such values it stays.
+    #[must_use]
+    pub fn value(&self, value: u64) -> u64 {
+        self.shared.as_ref().map_or(value, |shared| shared.map(value))
     }
 
     /// The new address of `address`.

@@ -4,11 +4,12 @@
 //! [`Sink`]. The bytes are described in `docs/delta.md`. Data flows top to bottom:
 //!
 //! - [`wire`]: bounded reading of little-endian numbers and varints
-//! - [`container`]: header, index, packed streams: what is where, and its digests
+//! - [`stream`]: bounded unpacking
+//! - [`container`]: header, index, bundles of maps: what is where, and its digests
 //! - [`ops`]: the operations of one group of output
 //! - [`object`]: a file whose pointers are projected: where its bytes lie, its copy map
 //! - [`map`]: from old addresses to new ones, through the copies
-//! - [`refs`], [`elf`], [`gotab`], [`x86`], [`a64`], [`erofs`]: pointers found in the OLD bytes only, a block at a time
+//! - [`refs`], [`elf`], [`module`], [`btf`], [`gotab`], [`x86`], [`a64`], [`erofs`]: pointers found in the OLD bytes only, a block at a time
 //! - [`apply`]: the decoder; one group at a time, in any order, in bounded memory
 //!
 //! The encoder (in the builder) uses the same models, so that a wrongly recognised pointer costs bytes and never
@@ -16,14 +17,18 @@
 
 pub mod a64;
 pub mod apply;
+pub mod btf;
 pub mod container;
 pub mod elf;
 pub mod erofs;
 pub mod gotab;
+pub mod joined;
 pub mod map;
+pub mod module;
 pub mod object;
 pub mod ops;
 pub mod refs;
+pub mod stream;
 pub mod view;
 pub mod wire;
 pub mod x86;
@@ -39,14 +44,14 @@ pub const MAX_COPIES: u64 = 1 << 18;
 pub const MAX_OBJECTS: u64 = 1 << 16;
 /// Longest unpacked index, in bytes: room for 64 Ki groups and as many objects.
 pub const MAX_INDEX: u64 = 8 << 20;
-/// Longest packed or unpacked map of one object, in bytes.
-pub const MAX_MAP: u64 = 8 << 20;
+/// Longest packed or unpacked bundle of maps, in bytes.
+pub const MAX_MAPS: u64 = 4 << 20;
 /// Longest image, in bytes: 64 Ki groups of 1 MiB.
 pub const MAX_IMAGE: u64 = 1 << 36;
 /// Longest unpacked list of operations of one group, in bytes.
 pub const MAX_OPS: u64 = 1 << 20;
 /// Longest packed group, in bytes: a group stored raw and its operations, with room to spare.
-pub const MAX_GROUP_PACKED: u64 = 8 << 20;
+pub const MAX_GROUP_PACKED: u64 = 6 << 20;
 
 /// Bytes that can be read at any offset: the old image, or the delta itself.
 pub trait ReadAt {

@@ -9,7 +9,8 @@ use super::map::{AddressMap, Range};
 use super::refs::Ref;
 use super::view::{Extent, View};
 use super::wire::{Reader, put_signed, put_varint};
-use super::{MAX_COPIES, MAX_IMAGE, ReadAt, Result, malformed};
+use super::{MAX_COPIES, MAX_IMAGE, MAX_OBJECTS, ReadAt, Result, malformed};
+use std::sync::Arc;
 
 /// Most extents, segments and extra ranges of one object.
 const MAX_EXTENTS: u64 = 64;
@@ -33,6 +34,10 @@ pub enum Kind {
     Elf(Params),
     /// EROFS metadata; the file is the whole image.
     Erofs,
+    /// Kernel module or other relocatable ELF file; its values are in the table of this object, if in any.
+    Module(Option<u64>),
+    /// A table of values that modules share: only ranges.
+    Values,
 }
 
 /// The map of one object, as stored.
@@ -91,6 +96,11 @@ impl Map {
                 }
             }
             Kind::Erofs => out.push(2),
+            Kind::Module(values) => {
+                out.push(3);
+                put_varint(&mut out, values.map_or(0, |number| number + 1));
+            }
+            Kind::Values => out.push(4),
         }
         put_varint(&mut out, self.old.len() as u64);
         for extent in self.old.iter().chain([&self.new]) {
@@ -134,6 +144,8 @@ impl Map {
                 Kind::Elf(Params { gofunc: word()?, types: word()?, etypes: word()? })
             }
             2 => Kind::Erofs,
+            3 => Kind::Module(reader.varint("table of values", MAX_OBJECTS)?.checked_sub(1)),
+            4 => Kind::Values,
             _ => return malformed("object", format!("kind {kind} is unknown to this version")),
         };
         let count = reader.varint("number of extents", MAX_EXTENTS)?;
@@ -204,11 +216,14 @@ impl Model {
     /// # Errors
     /// When the file is not of that kind or cannot be read.
     pub fn open(kind: &Kind, image: &dyn ReadAt, view: &View) -> Result<Self> {
+        let elf = |params, relocatable| match Elf::open(view, params)? {
+            Some(elf) if elf.relocatable() == relocatable => Ok(Self::Elf(Box::new(elf))),
+            Some(_) | None => malformed("object", "the old file is no ELF file of the kind that is modelled"),
+        };
         match kind {
-            Kind::Elf(params) => match Elf::open(view, params)? {
-                Some(elf) => Ok(Self::Elf(Box::new(elf))),
-                None => malformed("object", "the old file is no ELF file that is modelled"),
-            },
+            Kind::Elf(params) => elf(params, false),
+            Kind::Module(_) => elf(&Params::default(), true),
+            Kind::Values => malformed("object", "a table of values is used as a file"),
             Kind::Erofs => match erofs::walk(image)? {
                 Some(tree) => Ok(Self::Erofs(tree)),
                 None => malformed("object", "the old image is no EROFS image"),
@@ -285,13 +300,13 @@ pub fn addresses(old: &[Segment], map: &Map) -> AddressMap {
 }
 
 impl Projector {
-    /// Opens the model of the old file and derives the address map.
+    /// Opens the model of the old file and derives the address map; `shared` are the values of the table that `map` names.
     ///
     /// # Errors
     /// When the old file is not of the map's kind or cannot be read.
-    pub fn open(map: &Map, image: &dyn ReadAt, view: &View) -> Result<Self> {
+    pub fn open(map: &Map, image: &dyn ReadAt, view: &View, shared: Option<Arc<AddressMap>>) -> Result<Self> {
         let model = Model::open(&map.kind, image, view)?;
-        let addresses = addresses(model.segments(), map);
+        let addresses = addresses(model.segments(), map).with_shared(shared);
         Ok(Self { model, addresses, refs: Vec::new() })
     }
 

@@ -5,6 +5,9 @@
 use super::a64;
 use super::map::AddressMap;
 
+/// Bytes of one symbol.
+pub const SYMBOL: u64 = 24;
+
 /// How a pointer is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefKind {
@@ -26,6 +29,12 @@ pub enum RefKind {
     Adrp,
     /// AArch64 low 12 bits, in units of `1 << shift`.
     Low12,
+    /// 8 bytes: target minus the address `base`, which moves too, minus `shift`.
+    Off64,
+    /// 4 bytes: number of a symbol; records of 24 bytes after the address `base`, which moves too.
+    Symbol32,
+    /// 4 bytes: a value that objects share, `target` in its space, which starts at `base`.
+    Value32,
     /// EROFS block address: 4 bytes, in units of `1 << shift`.
     Block32,
     /// EROFS inode number: 8 bytes, 32-byte units after the address `base`.
@@ -52,15 +61,21 @@ impl Ref {
     #[must_use]
     pub fn width(&self) -> usize {
         match self.kind {
-            RefKind::Abs64 | RefKind::Nid64 => 8,
-            RefKind::Rel32 | RefKind::Off32 | RefKind::Block32 | RefKind::Branch26 => 4,
+            RefKind::Abs64 | RefKind::Nid64 | RefKind::Off64 => 8,
+            RefKind::Symbol32
+            | RefKind::Value32
+            | RefKind::Rel32
+            | RefKind::Off32
+            | RefKind::Block32
+            | RefKind::Branch26 => 4,
             RefKind::Branch19 | RefKind::Branch14 | RefKind::Adr | RefKind::Adrp | RefKind::Low12 => 4,
         }
     }
 
     /// Writes the predicted pointer over `bytes`, which hold the old one and now lie at address `va` (`None`: nowhere).
     pub fn project(&self, bytes: &mut [u8], va: Option<u64>, map: &AddressMap) {
-        let target = map.map(self.target);
+        let shared = self.kind == RefKind::Value32;
+        let target = if shared { map.value(self.target) } else { map.map(self.target) };
         match self.kind {
             RefKind::Abs64 => put(bytes, &target.to_le_bytes()),
             RefKind::Rel32 => {
@@ -73,6 +88,15 @@ impl Ref {
                 let value = (target.wrapping_sub(map.map(self.base)) >> self.shift) as u32;
                 put(bytes, &value.to_le_bytes());
             }
+            RefKind::Off64 => {
+                let value = target.wrapping_sub(map.map(self.base)).wrapping_sub(u64::from(self.shift));
+                put(bytes, &value.to_le_bytes());
+            }
+            RefKind::Symbol32 => {
+                let number = target.wrapping_sub(map.map(self.base)) / SYMBOL;
+                put(bytes, &(number as u32).to_le_bytes());
+            }
+            RefKind::Value32 => put(bytes, &(target.wrapping_sub(self.base) as u32).to_le_bytes()),
             RefKind::Block32 => put(bytes, &((target >> self.shift) as u32).to_le_bytes()),
             RefKind::Nid64 => put(bytes, &(target.wrapping_sub(map.map(self.base)) >> 5).to_le_bytes()),
             RefKind::Branch26 | RefKind::Branch19 | RefKind::Branch14 => self.code(bytes, va, target),

@@ -10,6 +10,7 @@ use formats::delta::object::Kind;
 use formats::delta::{ReadAt, Sink};
 use formats::hex;
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -143,41 +144,46 @@ fn apply(old: &Path, delta: &Path, out: &Path) -> Result<()> {
     })
 }
 
-/// What one object consists of.
-#[derive(serde::Serialize)]
+/// What the objects of one kind consist of.
+#[derive(Default, serde::Serialize)]
 struct ObjectFacts {
-    kind: &'static str,
-    new_offset: u64,
+    objects: u64,
     new_bytes: u64,
-    copies: usize,
-    ranges: usize,
-    map_bytes: u64,
+    copies: u64,
+    ranges: u64,
 }
 
-fn objects(delta: &Image, header: &Header, index: &Index) -> Result<Vec<ObjectFacts>> {
-    let facts = |part: &container::Part| {
-        let map = container::read_map(delta, part, header)?;
-        let kind = match map.kind {
-            Kind::Elf(_) => "elf",
-            Kind::Erofs => "erofs",
-        };
-        let (copies, ranges) = (map.copies.len(), map.ranges.len());
-        let (new_offset, new_bytes) = (map.new.offset, map.new.len);
-        Ok(ObjectFacts { kind, new_offset, new_bytes, copies, ranges, map_bytes: part.packed })
-    };
-    index.objects.iter().map(facts).collect()
+fn objects(delta: &Image, header: &Header, index: &Index) -> Result<BTreeMap<&'static str, ObjectFacts>> {
+    let mut facts: BTreeMap<&'static str, ObjectFacts> = BTreeMap::new();
+    for bundle in &index.bundles {
+        let bytes = container::read_bundle(delta, bundle)?;
+        for number in bundle.first..bundle.first + bundle.objects {
+            let map = container::map_in(&bytes, bundle, number, header)?;
+            let kind = match map.kind {
+                Kind::Elf(_) => "elf",
+                Kind::Erofs => "erofs",
+                Kind::Module(_) => "module",
+                Kind::Values => "values",
+            };
+            let entry = facts.entry(kind).or_default();
+            entry.objects += 1;
+            entry.new_bytes += map.new.len;
+            entry.copies += map.copies.len() as u64;
+            entry.ranges += map.ranges.len() as u64;
+        }
+    }
+    Ok(facts)
 }
 
 fn stat(path: &Path, json: bool) -> Result<()> {
     let delta = Image::open(path)?;
     let (header, index) = container::open(&delta).with_context(|| format!("read {}", path.display()))?;
     let objects = objects(&delta, &header, &index).with_context(|| format!("read {}", path.display()))?;
-    let sum = |parts: &[container::Part]| parts.iter().map(|part| part.packed).sum::<u64>();
-    let (maps, groups) = (sum(&index.objects), sum(&index.groups));
-    let largest = index.groups.iter().map(|part| part.packed).max().unwrap_or(0);
+    let maps: u64 = index.bundles.iter().map(|bundle| bundle.packed).sum();
+    let sizes: Vec<u64> = index.groups.iter().map(|group| group.packed).collect();
+    let (groups, largest) = (sizes.iter().sum::<u64>(), sizes.iter().max().copied().unwrap_or(0));
     let (old, new) = (hex::encode(&header.old_digest), hex::encode(&header.new_digest));
     if json {
-        let sizes: Vec<u64> = index.groups.iter().map(|part| part.packed).collect();
         let value = serde_json::json!({
             "bytes": header.total, "old_bytes": header.old_len, "new_bytes": header.new_len,
             "old_sha256": old, "new_sha256": new, "group_bytes": header.group_len(), "groups": sizes,
@@ -191,11 +197,8 @@ fn stat(path: &Path, json: bool) -> Result<()> {
     println!("  old: {} bytes, SHA-256 {old}", header.old_len);
     println!("  new: {} bytes, SHA-256 {new}", header.new_len);
     println!("  {} groups of {} bytes, largest {largest} bytes", index.groups.len(), header.group_len());
-    for object in objects {
-        let ObjectFacts { kind, new_offset, new_bytes, copies, map_bytes, ranges } = object;
-        println!(
-            "  {kind}: {new_bytes} bytes at {new_offset}: {copies} copies, {ranges} ranges, map {map_bytes} bytes"
-        );
+    for (kind, ObjectFacts { objects, new_bytes, copies, ranges }) in objects {
+        println!("  {kind}: {objects} objects, {new_bytes} bytes, {copies} copies, {ranges} ranges");
     }
     Ok(())
 }

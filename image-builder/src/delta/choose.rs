@@ -9,10 +9,12 @@ use super::plan::{Job, Plan};
 use super::source::Image;
 use anyhow::Result;
 use formats::delta::elf::{Elf, Params};
+use formats::delta::map::AddressMap;
 use formats::delta::object::{Copy, Kind, Map, Model, Projector, addresses, pieces};
 use formats::delta::refs::Ref;
 use formats::delta::view::{Extent, View};
 use formats::delta::{MAX_COPIES, MAX_PREFIX, ReadAt};
+use std::sync::Arc;
 
 /// New bytes that are aligned at once, and the old window for them, in bytes, when a file is too long for one index.
 const LONG: usize = 256 << 20;
@@ -22,6 +24,17 @@ const OLD_WINDOW: usize = 128 << 20;
 pub const PREFIX_OUTPUT: u64 = 4 << 20;
 /// Prefixes are tried if the best so far costs more than one part in this many.
 const PREFIX_WORTH: u64 = 25;
+/// Plain copies are tried too if projection costs more than one part in this many.
+const PLAIN_WORTH: u64 = 40;
+/// What a map costs besides its copies, in bytes.
+const MAP_COST: u64 = 16;
+/// Most pointers of one program that projection is tried with, 40 bytes each while encoding: those of programs of about
+/// 150 MB. The decoder keeps none.
+const MAX_REFS: usize = 12 << 20;
+/// Pointers are collected from this many bytes at a time.
+const REFS_STEP: u64 = 1 << 20;
+/// Number of the object that is the table of values, if there is one.
+pub const VALUES: u64 = 0;
 
 /// How a job's bytes are described.
 #[derive(Debug)]
@@ -136,25 +149,41 @@ fn consider(best: &mut Choice, method: Method, cost: u64) {
     }
 }
 
-/// Every pointer of a file.
-fn all_refs(model: &mut Model, image: &dyn ReadAt, view: &View, extents: &[Extent]) -> Result<Vec<Ref>> {
-    let (mut out, mut end) = (Vec::new(), 0);
-    model.refs(image, view, (0, total(extents)), &mut out)?;
+/// Every pointer of a file; `None` if there are more than [`MAX_REFS`].
+fn all_refs(
+    model: &mut Model,
+    image: &dyn ReadAt,
+    view: &View,
+    extents: &[Extent],
+) -> Result<Option<Vec<Ref>>> {
+    let (size, mut out, mut at) = (total(extents), Vec::new(), 0);
+    while at < size && out.len() <= MAX_REFS {
+        let to = size.min(at + REFS_STEP);
+        model.refs(image, view, (at, to), &mut out)?;
+        at = to;
+    }
+    if out.len() > MAX_REFS {
+        return Ok(None);
+    }
+    let mut end = 0;
     out.retain(|found| {
-        let apart = found.at >= end && found.at + found.width() as u64 <= total(extents);
+        let apart = found.at >= end && found.at + found.width() as u64 <= size;
         if apart {
             end = found.at + found.width() as u64;
         }
         apart
     });
-    Ok(out)
+    Ok(Some(out))
 }
+
+/// Values that kernel modules share.
+pub type Values = Option<Arc<AddressMap>>;
 
 /// Chooses for `job` of `plan`.
 ///
 /// # Errors
 /// If an image cannot be read.
-pub fn choose(plan: &Plan, job: &Job, old: &Image, new: &Image) -> Result<Choice> {
+pub fn choose(plan: &Plan, job: &Job, (old, new): (&Image, &Image), values: &Values) -> Result<Choice> {
     let produced = total(&job.new);
     let bytes = Bytes {
         old: View::new(old, &job.old)?.slice(0, u64::MAX)?,
@@ -166,9 +195,11 @@ pub fn choose(plan: &Plan, job: &Job, old: &Image, new: &Image) -> Result<Choice
         if job.metadata {
             metadata(plan, job, (old, new), &mut best)?;
         } else {
-            program(job, &bytes, (old, new), &mut best)?;
+            program(job, &bytes, (old, new), values, &mut best)?;
         }
-        plain(job, &bytes, &mut best)?;
+        if best.cost > produced / PLAIN_WORTH {
+            plain(job, &bytes, &mut best)?;
+        }
         if best.cost > produced / PREFIX_WORTH {
             let cost = prefix_cost(job, &bytes, best.cost)?;
             consider(&mut best, Method::Prefix, cost);
@@ -239,15 +270,34 @@ fn memory_ranges(old: &Elf, new: &Elf) -> Vec<formats::delta::map::Range> {
 }
 
 /// Projects an ELF program, if it is one in both images.
-fn program(job: &Job, bytes: &Bytes, images: (&Image, &Image), best: &mut Choice) -> Result<()> {
+fn program(
+    job: &Job,
+    bytes: &Bytes,
+    images: (&Image, &Image),
+    values: &Values,
+    best: &mut Choice,
+) -> Result<()> {
+    if bytes.old.len().max(bytes.new.len()) > LONG {
+        return Ok(());
+    }
     let views = (View::new(images.0, &job.old)?, View::new(images.1, &job.whole)?);
     let blank = Params::default();
     let (Some(old), Some(new)) = (Elf::open(&views.0, &blank)?, Elf::open(&views.1, &blank)?) else {
         return Ok(());
     };
-    let params = (super::golang::params(&old, &bytes.old), super::golang::params(&new, &bytes.new));
+    let kinds = match (old.relocatable(), new.relocatable()) {
+        (true, true) => {
+            let kind = Kind::Module(values.as_ref().map(|_| VALUES));
+            (kind, kind)
+        }
+        (false, false) => {
+            let params = |elf: &Elf, bytes: &[u8]| Kind::Elf(super::golang::params(elf, bytes));
+            (params(&old, &bytes.old), params(&new, &bytes.new))
+        }
+        (true, false) | (false, true) => return Ok(()),
+    };
     let mut map = Map {
-        kind: Kind::Elf(params.0),
+        kind: kinds.0,
         old: job.old.clone(),
         new: job.new.first().copied().unwrap_or(Extent { offset: 0, len: 0 }),
         segments: new.segments().to_vec(),
@@ -256,18 +306,20 @@ fn program(job: &Job, bytes: &Bytes, images: (&Image, &Image), best: &mut Choice
     };
     let old_segments = old.segments().to_vec();
     drop((old, new));
-    let mut models = (
-        Model::open(&Kind::Elf(params.0), images.0, &views.0)?,
-        Model::open(&Kind::Elf(params.1), images.1, &views.1)?,
-    );
-    let refs = (
+    let mut models = (Model::open(&kinds.0, images.0, &views.0)?, Model::open(&kinds.1, images.1, &views.1)?);
+    let (Some(old_refs), Some(new_refs)) = (
         all_refs(&mut models.0, images.0, &views.0, &job.old)?,
         all_refs(&mut models.1, images.1, &views.1, &job.whole)?,
-    );
+    ) else {
+        return Ok(());
+    };
+    let refs = (old_refs, new_refs);
     drop(models);
     let blueprint = map.clone();
-    let derive =
-        |copies: &[Copy]| addresses(&old_segments, &Map { copies: copies.to_vec(), ..blueprint.clone() });
+    let derive = |copies: &[Copy]| {
+        let map = Map { copies: copies.to_vec(), ..blueprint.clone() };
+        addresses(&old_segments, &map).with_shared(values.clone())
+    };
     let sides =
         (Labelled { bytes: &bytes.old, refs: &refs.0 }, Labelled { bytes: &bytes.new, refs: &refs.1 });
     let copies = align_labelled(&sides.0, &sides.1, &derive);
@@ -275,10 +327,10 @@ fn program(job: &Job, bytes: &Bytes, images: (&Image, &Image), best: &mut Choice
     if map.copies.len() as u64 > MAX_COPIES {
         return Ok(());
     }
-    let mut projector = Projector::open(&map, images.0, &views.0)?;
+    let mut projector = Projector::open(&map, images.0, &views.0, values.clone())?;
     let mut predict = |copy: Copy, out: &mut [u8]| Ok(projector.predict(&map, images.0, copy, out)?);
     let cost = cost_of_copies(&bytes.new[..bytes.produced as usize], &map.copies, &mut predict)?;
-    consider(best, Method::Object(Box::new(map)), cost + 40);
+    consider(best, Method::Object(Box::new(map)), cost + MAP_COST);
     Ok(())
 }
 
@@ -333,7 +385,7 @@ fn metadata(plan: &Plan, job: &Job, images: (&Image, &Image), best: &mut Choice)
         return Ok(());
     }
     let view = View::new(images.0, &map.old)?;
-    let mut projector = Projector::open(&map, images.0, &view)?;
+    let mut projector = Projector::open(&map, images.0, &view, None)?;
     let mut predict = |copy: Copy, out: &mut [u8]| {
         let mut done = 0;
         while done < copy.len {
@@ -347,6 +399,6 @@ fn metadata(plan: &Plan, job: &Job, images: (&Image, &Image), best: &mut Choice)
         Ok(())
     };
     let cost = cost_of_copies(&bytes.1, &copies, &mut predict)?;
-    consider(best, Method::Object(Box::new(map)), cost + 40);
+    consider(best, Method::Object(Box::new(map)), cost + MAP_COST);
     Ok(())
 }

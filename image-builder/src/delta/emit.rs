@@ -2,14 +2,15 @@
 //!
 //! Knows the pieces and the methods chosen; nothing of how they were found.
 
-use super::choose::{Choice, Method, PREFIX_OUTPUT, prefix_window};
+use super::choose::{Choice, Method, PREFIX_OUTPUT, Values, prefix_window};
 use super::pack::{LEVEL, pack};
 use super::plan::{Job, Origin, Plan};
 use super::source::Image;
 use anyhow::Result;
-use formats::delta::container::{Digest, digest, put_stream};
+use formats::delta::container::{ShortDigest, short_digest};
 use formats::delta::object::{Copy, Kind, Map, Projector, pieces};
 use formats::delta::ops::{self, Op};
+use formats::delta::stream::put_stream;
 use formats::delta::view::View;
 use formats::delta::{MAX_OPS, MAX_PREFIX};
 
@@ -26,6 +27,8 @@ pub struct Emitter<'a> {
     pub plan: &'a Plan,
     /// Per job, what was chosen, and the number of its object.
     pub choices: &'a [(Choice, u64)],
+    /// Values that modules share.
+    pub values: &'a Values,
     /// Length of a group.
     pub group_len: u64,
 }
@@ -109,7 +112,7 @@ impl Emitter<'_> {
     ///
     /// # Errors
     /// If an image cannot be read.
-    pub fn group(&self, number: u64) -> Result<(Vec<u8>, Digest)> {
+    pub fn group(&self, number: u64) -> Result<(Vec<u8>, ShortDigest)> {
         let start = number * self.group_len;
         let end = (start + self.group_len).min(formats::delta::ReadAt::size(self.new));
         let bytes = self.new.bytes(start, end - start)?;
@@ -132,10 +135,10 @@ impl Emitter<'_> {
             plain.literal(&bytes);
             let alone = plain.finish(start)?;
             if long || alone.len() < packed.len() {
-                return Ok((alone, digest(&bytes)));
+                return Ok((alone, short_digest(&bytes)));
             }
         }
-        Ok((packed, digest(&bytes)))
+        Ok((packed, short_digest(&bytes)))
     }
 
     /// `bytes` of the new image from `at` on, all of one job.
@@ -187,7 +190,9 @@ impl Emitter<'_> {
         let slot = usize::from(map.kind == Kind::Erofs);
         let mut projector = match group.open[slot].take() {
             Some((open, projector)) if open == number => projector,
-            Some(_) | None => Projector::open(map, self.old, &View::new(self.old, &map.old)?)?,
+            Some(_) | None => {
+                Projector::open(map, self.old, &View::new(self.old, &map.old)?, self.values.clone())?
+            }
         };
         let start = at - map.new.offset;
         let mut done = 0usize;

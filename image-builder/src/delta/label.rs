@@ -27,14 +27,22 @@ fn mix(value: u64) -> u64 {
 
 impl Labelled<'_> {
     /// The bytes with each pointer's operand replaced by `label(target)`.
-    fn masked(&self, label: &dyn Fn(u64) -> u64) -> Vec<u8> {
+    #[must_use]
+    pub fn masked(&self, label: &dyn Fn(u64) -> u64) -> Vec<u8> {
         let mut out = self.bytes.to_vec();
         for found in self.refs {
             let from = found.at as usize;
             let place = &mut out[from..from + found.width()];
             let label = label(found.target);
             match found.kind {
-                RefKind::Rel32 | RefKind::Abs64 | RefKind::Off32 | RefKind::Block32 | RefKind::Nid64 => {
+                RefKind::Rel32
+                | RefKind::Abs64
+                | RefKind::Off32
+                | RefKind::Block32
+                | RefKind::Nid64
+                | RefKind::Off64
+                | RefKind::Symbol32
+                | RefKind::Value32 => {
                     place.copy_from_slice(&label.to_le_bytes()[..found.width()]);
                 }
                 RefKind::Branch26 | RefKind::Branch19 | RefKind::Branch14 => code(found, place, label),
@@ -52,8 +60,9 @@ fn code(found: &Ref, place: &mut [u8], label: u64) {
     }
 }
 
-/// For each new target that meets old ones: the old target that most of its pointers meet, if it is the majority.
-fn votes(old: &Labelled, new: &Labelled, copies: &[Copy]) -> HashMap<u64, u64> {
+/// Pointers that meet in `copies`: new target and old target.
+#[must_use]
+pub fn pairs(old: &Labelled, new: &Labelled, copies: &[Copy]) -> Vec<(u64, u64)> {
     let mut pairs: Vec<(u64, u64)> = Vec::new();
     for copy in copies {
         let mut left = old.refs.partition_point(|found| found.at < copy.old);
@@ -70,6 +79,11 @@ fn votes(old: &Labelled, new: &Labelled, copies: &[Copy]) -> HashMap<u64, u64> {
             right += usize::from(b <= a);
         }
     }
+    pairs
+}
+
+/// For each new target that meets old ones: the old target that most of its pointers meet, if it is the majority.
+fn votes(mut pairs: Vec<(u64, u64)>) -> HashMap<u64, u64> {
     pairs.sort_unstable();
     let mut winners = HashMap::new();
     for ballots in pairs.chunk_by(|left, right| left.0 == right.0) {
@@ -89,11 +103,13 @@ pub fn align_labelled(
     addresses: &dyn Fn(&[Copy]) -> AddressMap,
 ) -> Vec<Copy> {
     let first = align(&old.masked(&|_| 0), &new.masked(&|_| 0));
-    let winners = votes(old, new, &first);
+    let winners = votes(pairs(old, new, &first));
     let map = addresses(&first);
     let mut inverse: HashMap<u64, u64> = HashMap::new();
     for found in old.refs {
-        inverse.entry(map.map(found.target)).or_insert(found.target);
+        let shared = found.kind == RefKind::Value32;
+        let now = if shared { map.value(found.target) } else { map.map(found.target) };
+        inverse.entry(now).or_insert(found.target);
     }
     let of_new = |target: u64| {
         let old_target = winners.get(&target).or_else(|| inverse.get(&target));

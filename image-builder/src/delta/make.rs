@@ -1,22 +1,28 @@
 //! Makes a delta: plan, choose, write groups, put the container together, and prove it by applying it.
 
-use super::choose::{Choice, Method, choose};
+use super::choose::{Choice, Method, Values, choose};
 use super::emit::Emitter;
 use super::pack::{LEVEL, pack};
 use super::parallel;
 use super::plan::{Plan, plan};
 use super::source::Image;
+use super::values;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use formats::delta::apply::Decoder;
-use formats::delta::container::{Digest, build, put_stream};
+use formats::delta::container::{Digest, build, put_bundle};
+use formats::delta::map::AddressMap;
+use formats::delta::object::Map;
 use formats::delta::{MAX_OBJECTS, ReadAt, Sink};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 /// log2 of the output bytes of a group.
 const GROUP_BITS: u8 = 22;
+/// Maps are packed together until they have this many bytes.
+const BUNDLE: usize = 256 << 10;
 
 /// A delta, and what it consists of.
 pub struct Made {
@@ -35,32 +41,43 @@ fn name(method: &Method) -> &'static str {
     }
 }
 
-/// Numbers the objects; those past the limit become literals, which cannot happen with fewer than 64 Ki programs.
-fn number(choices: Vec<Choice>) -> Vec<(Choice, u64)> {
-    let mut objects = 0;
+/// Numbers the objects from `first` on; those past the limit become literals, which cannot happen with fewer than 64 Ki
+/// programs.
+fn number(choices: Vec<Choice>, first: u64) -> Vec<(Choice, u64)> {
+    let mut next = first;
     let mut numbered = Vec::with_capacity(choices.len());
     for mut choice in choices {
+        let own = next;
         if matches!(choice.method, Method::Object(_)) {
-            if objects == MAX_OBJECTS {
+            if next == MAX_OBJECTS {
                 choice.method = Method::Literal;
             } else {
-                objects += 1;
+                next += 1;
             }
         }
-        numbered.push((choice, objects.max(1) - 1));
+        numbered.push((choice, own));
     }
     numbered
 }
 
-fn maps(choices: &[(Choice, u64)]) -> Result<Vec<Vec<u8>>> {
-    let mut out = Vec::new();
-    for (choice, _) in choices {
-        if let Method::Object(map) = &choice.method {
-            let bytes = map.encode();
-            let mut stored = Vec::new();
-            put_stream(&mut stored, &bytes, &pack(&bytes, &[], LEVEL)?);
-            out.push(stored);
+/// Bundles of maps as stored, with their numbers of objects; the table of values is an object too.
+fn bundles(table: Option<&Map>, choices: &[(Choice, u64)]) -> Result<Vec<(Vec<u8>, u64)>> {
+    let maps = choices.iter().filter_map(|(choice, _)| match &choice.method {
+        Method::Object(map) => Some(map.as_ref()),
+        Method::Literal | Method::Prefix | Method::Copies(_) => None,
+    });
+    let (mut out, mut open, mut len) = (Vec::new(), Vec::new(), 0);
+    for map in table.into_iter().chain(maps) {
+        let bytes = map.encode();
+        if len + bytes.len() > BUNDLE && !open.is_empty() {
+            out.push((put_bundle(&open, |plain| pack(plain, &[], LEVEL))?, open.len() as u64));
+            (open, len) = (Vec::new(), 0);
         }
+        len += bytes.len();
+        open.push(bytes);
+    }
+    if !open.is_empty() {
+        out.push((put_bundle(&open, |plain| pack(plain, &[], LEVEL))?, open.len() as u64));
     }
     Ok(out)
 }
@@ -74,18 +91,20 @@ pub fn make(old: &Image, new: &Image, threads: usize, progress: &Progress) -> Re
     let busy = progress.busy("compare images");
     let digests = parallel::run(2, threads, |side| images[side].digest(0, images[side].size()))?;
     let plan = plan(old, new, threads)?;
+    let table = values::table(&plan, old, new, threads)?;
+    let values: Values = table.as_ref().map(|map| Arc::new(AddressMap::new(map.ranges.clone())));
     drop(busy);
     let bar = progress.items("encode changed files", plan.jobs.len() as u64);
     let choices = parallel::run(plan.jobs.len(), threads, |job| {
-        let choice = choose(&plan, &plan.jobs[job], old, new);
+        let choice = choose(&plan, &plan.jobs[job], (old, new), &values);
         bar.add(1);
         choice
     })?;
     drop(bar);
     let methods = tally(&plan, &choices);
-    let choices = number(choices);
+    let choices = number(choices, u64::from(table.is_some()));
     let group_len = 1u64 << GROUP_BITS;
-    let emitter = Emitter { old, new, plan: &plan, choices: &choices, group_len };
+    let emitter = Emitter { old, new, plan: &plan, choices: &choices, values: &values, group_len };
     let count = usize::try_from(new.size().div_ceil(group_len))?;
     let bar = progress.items("write groups", count as u64);
     let groups = parallel::run(count, threads, |group| {
@@ -95,7 +114,8 @@ pub fn make(old: &Image, new: &Image, threads: usize, progress: &Progress) -> Re
     })?;
     drop(bar);
     let digests = [digests[0], digests[1]];
-    let bytes = build(GROUP_BITS, (old.size(), new.size()), &digests, &maps(&choices)?, &groups)?;
+    let bytes =
+        build(GROUP_BITS, (old.size(), new.size()), &digests, &bundles(table.as_ref(), &choices)?, &groups)?;
     let busy = progress.busy("apply the delta once");
     check(old, &bytes, &digests[1]).context("prove the delta by applying it")?;
     drop(busy);

@@ -234,3 +234,50 @@ proptest! {
         prop_assert_eq!(old.size(), old.len() as u64);
     }
 }
+
+/// A program of `len` bytes of code in which every eighth byte begins a call; `moved` calls lead elsewhere.
+fn large_program(len: usize, moved: u32) -> Vec<u8> {
+    let mut bytes = vec![0x90u8; len];
+    bytes[..64].fill(0);
+    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    (bytes[16], bytes[18], bytes[32], bytes[56], bytes[60], bytes[62]) = (2, 62, 64, 1, 3, 2);
+    let names = b"\0.text\0.names\0";
+    let (code, table, size) = (4096u64, 256u64, len as u64);
+    bytes[40..48].copy_from_slice(&table.to_le_bytes());
+    let words = |bytes: &mut [u8], at: usize, words: &[u64]| {
+        for (index, word) in words.iter().enumerate() {
+            bytes[at + index * 8..at + index * 8 + 8].copy_from_slice(&word.to_le_bytes());
+        }
+    };
+    words(&mut bytes, 64, &[1, 0, 0x40_0000, 0x40_0000, size, size, 4096]);
+    words(&mut bytes, 256, &[0; 8]);
+    words(&mut bytes, 320, &[1 << 32 | 1, 6, 0x40_1000, code, size - code, 0, 16, 0]);
+    words(&mut bytes, 384, &[3 << 32 | 7, 0, 0, 1024, names.len() as u64, 0, 1, 0]);
+    bytes[1024..1024 + names.len()].copy_from_slice(names);
+    let mut state = 1u32;
+    for at in (4096..len - 8).step_by(8) {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let target = state >> 8 & 0xff_ffff;
+        let shift = if target < moved { 64 } else { 0 };
+        bytes[at] = 0xe8;
+        bytes[at + 1..at + 5].copy_from_slice(&(target.wrapping_sub(at as u32) + shift).to_le_bytes());
+        bytes[at + 5] = (state >> 3) as u8;
+    }
+    bytes
+}
+
+#[test]
+#[ignore = "takes minutes and 3 GiB"]
+fn a_program_of_150_mb_comes_back() {
+    let (old, new) = (large_program(150 << 20, 0), large_program(150 << 20, 4000));
+    let delta = delta(&old, &new, 1);
+    assert!(delta.len() < 2 << 20, "{} bytes", delta.len());
+    assert!(apply(&old, &delta).unwrap() == new);
+}
+
+#[test]
+fn a_program_of_many_pointers_comes_back() {
+    let (old, new) = (large_program(1 << 20, 0), large_program(1 << 20, 40_000));
+    let delta = delta(&old, &new, 1);
+    assert!(apply(&old, &delta).unwrap() == new);
+}
