@@ -1,0 +1,34 @@
+//! A delta whose digests are right and whose maps, group and old image are any bytes: the decoder gives an error or output of
+//! the stated length, and never reads or writes elsewhere.
+#![no_main]
+
+use formats::delta::DeltaError;
+use formats::delta::apply::Decoder;
+use formats::delta::container::{build, put_bundle};
+use libfuzzer_sys::fuzz_target;
+
+/// The next piece of `data`: its length stands before it.
+fn piece<'a>(data: &mut &'a [u8]) -> &'a [u8] {
+    let Some((head, rest)) = data.split_first_chunk::<2>() else { return std::mem::take(data) };
+    let (piece, rest) = rest.split_at(usize::from(u16::from_le_bytes(*head)).min(rest.len()));
+    *data = rest;
+    piece
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut data = data;
+    let (maps, group) = ([piece(&mut data).to_vec(), piece(&mut data).to_vec()], piece(&mut data).to_vec());
+    let size = piece(&mut data).iter().fold(0u64, |size, byte| size << 8 | u64::from(*byte)) % (1 << 20) + 1;
+    let old = data;
+    let Ok(bundle) = put_bundle(&maps, |plain| Ok::<_, DeltaError>(plain.to_vec())) else { return };
+    let lens = (old.len() as u64, size);
+    let bundles = [(bundle, maps.len() as u64)];
+    let Ok(delta) = build(20, lens, &[[0; 32]; 2], &bundles, &[(group, [0; 16])]) else { return };
+    let mut out = Vec::new();
+    let delta = delta.as_slice();
+    if let Ok(mut decoder) = Decoder::open(&old, &delta)
+        && decoder.group(0, &mut out).is_ok()
+    {
+        assert_eq!(out.len() as u64, size);
+    }
+});
