@@ -13,6 +13,7 @@
 //! - [`boot`]: how far a boot has come, and what took how long
 //! - [`attach`]: a terminal joined to a console
 //! - [`site`]: one or more machines that outlive the command that started them
+//! - [`programs`], [`workshop`], [`server`]: the programs under test, releases made with them, releases served
 //! - [`testing`]: what every test needs first
 
 pub mod attach;
@@ -24,11 +25,14 @@ pub mod fault;
 pub mod firmware_vars;
 pub mod machine;
 pub mod process;
+pub mod programs;
 pub mod qemu;
 pub mod qmp;
+pub mod server;
 pub mod site;
 pub mod socket;
 pub mod ssh;
 pub mod status;
 pub mod testing;
 pub mod vm;
+pub mod workshop;

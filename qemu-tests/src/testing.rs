@@ -2,16 +2,16 @@
 
 use crate::disk::DiskImage;
 use crate::machine::Machine;
+use crate::programs::{Programs, run};
+pub use crate::programs::{build_folder, source_folder};
 use crate::ssh::free_port;
 use crate::status::settled;
 use crate::vm::{BOOT_PATIENCE, Lifetime, Vm};
 use anyhow::{Context, Result};
 use formats::layout::Slot;
 use formats::status::Status;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Variable with the folder that `farhold build --out` wrote.
-pub const IMAGE_VARIABLE: &str = "FARHOLD_TEST_IMAGE_DIR";
 /// Set, machines' folders stay after a test, for a look at their logs.
 const KEEP_VARIABLE: &str = "FARHOLD_LAB_KEEP";
 /// What the init says when it gives up.
@@ -19,52 +19,17 @@ const STOPPED: &str = "farhold-init: STOPPED";
 /// Room for the state partition to grow into.
 pub const DISK_BYTES: u64 = 6 << 30;
 
-/// The folder with the build under test.
-///
-/// # Errors
-/// If none is named, or it has no image.
-pub fn build_folder() -> Result<PathBuf> {
-    let folder = std::env::var_os(IMAGE_VARIABLE).with_context(|| {
-        format!("no image to test: `make test` builds one, or set {IMAGE_VARIABLE} to a `farhold build --out` folder")
-    })?;
-    let folder = PathBuf::from(folder);
-    let image = folder.join("disk.img");
-    if !image.is_file() {
-        anyhow::bail!("{IMAGE_VARIABLE} is {}, but it has no disk.img", folder.display());
-    }
-    Ok(folder)
-}
-
 /// Builds the profile under test again with more options, into `out`, from the lock and cache of the first build: only
 /// what the options change is made.
 ///
 /// # Errors
 /// If a variable of `make test` is missing, or the build fails.
 pub fn build_again(profile: &Path, out: &Path, options: &[&str]) -> Result<()> {
-    let needed = |variable| {
-        std::env::var_os(variable)
-            .with_context(|| format!("{variable} is not set: run this test by `make test`"))
-    };
-    let first = build_folder()?;
-    let beside = first.parent().context("the build under test has no folder beside it")?;
-    let artefact =
-        |name: &str, variable| -> Result<String> { Ok(format!("{name}={}", needed(variable)?.display())) };
-    let mut command = std::process::Command::new(needed("FARHOLD")?);
+    let programs = Programs::from_environment()?;
+    let mut command = programs.farhold();
     command.arg("build").arg(profile).args(["--arch", "x86_64", "--board", "vm", "--offline"]);
-    command.arg("--lock").arg(beside.join("edge-minimal.lock")).arg("--keys").arg(beside.join("keys"));
-    command.args(["--artefact", &artefact("farhold-agent", "FARHOLD_AGENT")?]);
-    command.args(["--artefact", &artefact("farhold-init", "FARHOLD_INIT")?]);
-    let output = command.arg("--out").arg(out).args(options).output().context("start farhold")?;
-    if !output.status.success() {
-        anyhow::bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
-}
-
-/// The folder of the sources, where `recipes/` is.
-pub fn source_folder() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().unwrap_or(own).to_owned()
+    command.arg("--lock").arg(&programs.lock).arg("--keys").arg(&programs.keys).args(programs.artefacts());
+    run(command.arg("--out").arg(out).args(options)).map(drop)
 }
 
 /// A machine that is killed, and its folder removed, when the test is done with it.

@@ -19,7 +19,7 @@ pub struct ServeCmd {
     /// Send at most this many kbit/s over all connections together, as a slow link would.
     #[arg(long, value_name = "KBIT", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rate_kbit: Option<u64>,
-    /// Write a line for each answer to standard error: method, path, range, status, bytes.
+    /// Write a line for each answer to standard error when it ends: method, path, range, status, bytes taken.
     #[arg(long)]
     log: bool,
 }

@@ -136,7 +136,7 @@ impl Server {
         let (sender, body) = Channel::new(2);
         let mut response = Response::new(body);
         let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
-        let (status, length) = match opened {
+        let status = match opened {
             Ok(Some((name, (file, found)))) => {
                 let asked = Asked {
                     method: request.method().as_str(),
@@ -148,52 +148,66 @@ impl Server {
                 fill(&mut response, name, &answer, &found);
                 let length = if request.method() == Method::GET { answer.length } else { 0 };
                 let (status, server) = (answer.status, Rc::clone(&self));
-                if length > 0 {
-                    tokio::task::spawn_local(async move { server.send(file, answer, sender).await });
-                }
-                (status, length)
+                let line = self
+                    .log
+                    .then(|| format!("{} {path} {} {status}", request.method(), header(RANGE).unwrap_or("")));
+                tokio::task::spawn_local(async move {
+                    let sent = if length > 0 { server.send(file, answer, sender).await } else { 0 };
+                    if let Some(line) = line {
+                        eprintln!("{line} {sent}");
+                    }
+                });
+                status
             }
             Ok(None) => {
                 response.headers_mut().insert(CONTENT_LENGTH, 0.into());
-                (404, 0)
+                if self.log {
+                    eprintln!("{} {path}  404 0", request.method());
+                }
+                404
             }
             Err(error) => {
                 eprintln!("farhold: serve {path}: {error:#}");
                 sender.abort(io::Error::other("the server cannot read this file"));
-                (500, 0)
+                500
             }
         };
         *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
-        if self.log {
-            let range = header(RANGE).unwrap_or("");
-            eprintln!("{} {path} {range} {status} {length}", request.method());
-        }
         response
     }
 
-    /// Sends the body; what a client does not take is not read.
-    async fn send(&self, mut file: tokio::fs::File, answer: Answer, mut sender: Sender<Bytes, io::Error>) {
+    /// Sends the body, and gives how many bytes of it the client took; what it does not take is not read.
+    async fn send(
+        &self,
+        mut file: tokio::fs::File,
+        answer: Answer,
+        mut sender: Sender<Bytes, io::Error>,
+    ) -> u64 {
         if let Err(error) = file.seek(SeekFrom::Start(answer.start)).await {
-            return sender.abort(error);
+            sender.abort(error);
+            return 0;
         }
         let chunk = self.pace.as_ref().map_or(CHUNK, |pace| pace.borrow().chunk());
         let mut left = answer.length;
         while left > 0 {
             let mut part = vec![0; chunk.min(usize::try_from(left).unwrap_or(chunk))];
             if let Err(error) = file.read_exact(&mut part).await {
-                return sender.abort(error);
+                sender.abort(error);
+                break;
             }
-            left -= part.len() as u64;
-            self.sent.set(self.sent.get() + part.len() as u64);
+            let length = part.len() as u64;
             let wait =
                 self.pace.as_ref().map(|pace| pace.borrow_mut().take(self.begun.elapsed(), part.len()));
             if let Some(wait) = wait {
                 tokio::time::sleep(wait).await;
             }
             if sender.send_data(Bytes::from(part)).await.is_err() {
-                return;
+                break;
             }
+            left -= length;
+            self.sent.set(self.sent.get() + length);
         }
+        answer.length - left
     }
 }
 
