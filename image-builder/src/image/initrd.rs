@@ -1,11 +1,13 @@
-//! The initial file system: Farhold's static init and the kernel modules it loads, as a zstd-packed cpio archive.
+//! The initial file system: Farhold's static init and the kernel modules it loads, as a cpio archive.
+//!
+//! Not compressed: the ESP has room, downloads are compressed anyway, and a delta of the UKI then takes what changed in
+//! the init instead of the whole archive.
 //!
 //! Format: "newc" of the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`. The init reads
 //! [`MODULES_LIST`], one absolute path per line, in load order. Knows nothing of where the files come from.
 
 use anyhow::{Context, Result, bail};
 use formats::arch::Arch;
-use std::io::Write;
 
 /// Lists the modules in load order.
 pub const MODULES_LIST: &str = "/modules.list";
@@ -13,8 +15,6 @@ pub const MODULES_LIST: &str = "/modules.list";
 const MODULES: &str = "lib/modules";
 /// Empty folders that the init mounts on.
 const FOLDERS: [&str; 8] = ["dev", "lib", MODULES, "proc", "run", "sys", "sysroot", "tmp"];
-/// An archive is packed once and sent to every site: time is cheaper than bytes.
-const ZSTD_LEVEL: i32 = 19;
 
 /// A kernel module as the initrd carries it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +28,9 @@ pub struct Module {
 /// Packs the init and the modules, which stand in load order.
 ///
 /// # Errors
-/// If the archive cannot be compressed, or a file is 4 GiB or longer.
+/// If a file is 4 GiB or longer.
 pub fn pack(init: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
-    let encoder = zstd::stream::Encoder::new(Vec::new(), ZSTD_LEVEL).context("start zstd for the initrd")?;
-    let mut archive = Archive { out: encoder, written: 0, inode: 0 };
+    let mut archive = Archive { out: Vec::new(), inode: 0 };
     for folder in FOLDERS {
         archive.entry(folder, Kind::Folder, &[])?;
     }
@@ -45,8 +44,7 @@ pub fn pack(init: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
     }
     archive.entry(MODULES_LIST.trim_start_matches('/'), Kind::File, list.as_bytes())?;
     archive.entry("TRAILER!!!", Kind::Trailer, &[])?;
-    archive.pad()?;
-    archive.out.finish().context("pack the initrd")
+    Ok(archive.out)
 }
 
 /// Checks that an ELF program can be the first one of a machine: for its processor, and with no loader, which the
@@ -115,13 +113,12 @@ impl Kind {
     }
 }
 
-struct Archive<W: Write> {
-    out: W,
-    written: usize,
+struct Archive {
+    out: Vec<u8>,
     inode: u32,
 }
 
-impl<W: Write> Archive<W> {
+impl Archive {
     fn entry(&mut self, name: &str, kind: Kind, contents: &[u8]) -> Result<()> {
         let size = u32::try_from(contents.len()).with_context(|| format!("{name} is 4 GiB or longer"))?;
         self.inode += 1;
@@ -145,22 +142,17 @@ impl<W: Write> Archive<W> {
         for field in fields {
             header.push_str(&format!("{field:08X}"));
         }
-        self.write(header.as_bytes())?;
-        self.write(name.as_bytes())?;
-        self.write(&[0])?;
-        self.pad()?;
-        self.write(contents)?;
-        self.pad()
+        self.out.extend_from_slice(header.as_bytes());
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.push(0);
+        self.pad();
+        self.out.extend_from_slice(contents);
+        self.pad();
+        Ok(())
     }
 
-    fn pad(&mut self) -> Result<()> {
-        let missing = self.written.next_multiple_of(4) - self.written;
-        self.write(&[0; 4][..missing])
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.written += bytes.len();
-        self.out.write_all(bytes).context("pack the initrd")
+    fn pad(&mut self) {
+        self.out.resize(self.out.len().next_multiple_of(4), 0);
     }
 }
 
@@ -173,8 +165,7 @@ mod tests {
     }
 
     /// Reads an archive back: name, mode and contents of each entry.
-    fn unpack(packed: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
-        let bytes = zstd::stream::decode_all(packed).unwrap();
+    fn unpack(bytes: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
         let mut entries = Vec::new();
         let mut at = 0;
         loop {

@@ -215,7 +215,10 @@ struct Making<'a> {
 impl Making<'_> {
     fn manifest(&mut self, input: &ReleaseInput) -> Result<Manifest> {
         let (slot, full) = self.slot(input)?;
-        let mut targets = vec![slot, self.carried("UKI", input.uki, TargetKind::Uki)?];
+        let uki = self.carried("UKI", input.uki, TargetKind::Uki)?;
+        let mut payloads = vec![full];
+        payloads.extend(self.packed_uki(input, &uki)?);
+        let mut targets = vec![slot, uki];
         for boot in input.boot_files {
             let kind = TargetKind::BootFile { path: boot.esp_path.clone() };
             targets.push(self.carried(&format!("boot file {}", boot.esp_path), &boot.file, kind)?);
@@ -229,7 +232,7 @@ impl Making<'_> {
             built_s: input.built_s,
             needs: input.needs,
             targets: targets.into_iter().map(Entry::Known).collect(),
-            payloads: vec![Entry::Known(full)],
+            payloads: payloads.into_iter().map(Entry::Known).collect(),
             profile: Some(input.profile.to_owned()),
             ignored: Default::default(),
         })
@@ -286,6 +289,22 @@ impl Making<'_> {
         Ok(Target { object: ObjectRef::from(&object), kind, ignored: Default::default() })
     }
 
+    /// The UKI compressed, if that makes it smaller: its initrd is not.
+    fn packed_uki(&mut self, input: &ReleaseInput, uki: &Target) -> Result<Option<Payload>> {
+        let partial = self.folder.join("payload.partial");
+        let (packed, window_log) = full_payload(input.uki, input.level, &partial, self.progress)?;
+        let object = ObjectRef::from(&packed);
+        if object.fetch_bytes() >= uki.object.fetch_bytes() {
+            fs::remove_file(&partial).context("remove a payload that is not smaller")?;
+            return Ok(None);
+        }
+        fs::rename(&partial, folder::object(self.folder, &packed.id)).context("name the payload")?;
+        self.write_lists(&packed)?;
+        self.note("UKI, full payload", &packed, true);
+        let kind = PayloadKind::Full { window_log };
+        Ok(Some(Payload { target: 1, object, kind, ignored: Default::default() }))
+    }
+
     fn note(&mut self, what: &str, object: &Object, carried: bool) {
         let bytes = object.geometry.length();
         self.objects.push(ObjectFacts { what: what.to_owned(), id: object.id, bytes, carried });
@@ -309,16 +328,16 @@ impl Making<'_> {
     }
 }
 
-/// Compresses a slot image into `out` and gives the payload's object and window, binary logarithm.
+/// Compresses a target into `out` and gives the payload's object and window, binary logarithm.
 ///
 /// # Errors
 /// If a file cannot be read or written, or the level is none of zstd's.
-pub fn full_payload(image: &Path, level: i32, out: &Path, progress: &Progress) -> Result<(Object, u8)> {
+pub fn full_payload(target: &Path, level: i32, out: &Path, progress: &Progress) -> Result<(Object, u8)> {
     let levels = zstd::compression_level_range();
     if !levels.contains(&level) {
         bail!("zstd level is {level}, but must be {} to {}", levels.start(), levels.end());
     }
-    let mut source = Source::open(image, "compress slot image", progress)?;
+    let mut source = Source::open(target, "compress payload", progress)?;
     let sink = ObjectFile::create(out)?;
     let mut encoder = compressor(sink, level, source.length).context("set up compression")?;
     let mut chunk = vec![0; CHUNK];

@@ -172,6 +172,7 @@ fn the_same_input_gives_the_same_release_and_a_device_accepts_it() {
             ("slot image, full payload", "carried"),
             ("slot image", "made from payload"),
             ("UKI", "carried"),
+            ("UKI, full payload", "carried"),
             ("boot file EFI/BOOT/BOOTX64.EFI", "carried"),
         ]
     );
@@ -276,7 +277,7 @@ fn errors_name_the_object_and_what_is_wrong_with_it() {
     fs::remove_file(&path).unwrap();
     assert_eq!(
         desk.refusal("release", &Viewpoint::default()),
-        format!("UKI: neither object {uki} nor a full payload that makes it is in the folder")
+        format!("UKI: object {uki} is not in the folder")
     );
     fs::write(&path, good).unwrap();
     fs::remove_file(desk.at("release").join(OBJECTS).join(packed.to_string())).unwrap();

@@ -36,13 +36,18 @@ pub struct Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    /// A full payload of the target whose object is in the folder.
-    pub fn full(&self) -> Option<&'a Payload> {
-        let payloads = self.manifest.payloads.iter().filter_map(Entry::known);
+    /// The full payloads that the manifest offers for the target.
+    pub fn offered(&self) -> impl Iterator<Item = &'a Payload> {
+        let (manifest, target) = (self.manifest, self.target);
+        let payloads = manifest.payloads.iter().filter_map(Entry::known);
         payloads
             .filter(|payload| matches!(payload.kind, PayloadKind::Full { .. }))
-            .filter(|payload| self.manifest.target(payload.target) == Some(self.target))
-            .find(|payload| folder::object(self.folder, &payload.object.id).exists())
+            .filter(move |payload| manifest.target(payload.target) == Some(target))
+    }
+
+    /// One of them whose object is in the folder.
+    pub fn full(&self) -> Option<&'a Payload> {
+        self.offered().find(|payload| folder::object(self.folder, &payload.object.id).exists())
     }
 
     /// Gives the target's bytes to `take` in order; they are good only when this returns.

@@ -176,26 +176,34 @@ impl Checking<'_> {
     fn target(&mut self, target: &Target) -> Result<()> {
         let what = unpack::name(&target.kind);
         let id = target.object.id;
-        if folder::object(self.folder, &id).exists() {
+        let stored = Stored { folder: self.folder, manifest: self.manifest, target };
+        let carried = folder::object(self.folder, &id).exists();
+        if carried {
             let mut sink = Sink::new(self.manifest, target);
             self.carried(&what, &target.object, &mut |part| {
                 sink.push(part);
                 Ok(())
             })?;
             sink.finish(&what)?;
-            return self.note(what, &target.object, "carried");
+            self.note(what.clone(), &target.object, "carried")?;
+        } else if !matches!(target.kind, TargetKind::Slot { .. }) {
+            bail!("{what}: object {id} is not in the folder");
+        } else if stored.full().is_none() {
+            bail!("{what}: neither object {id} nor a full payload that makes it is in the folder");
         }
-        let stored = Stored { folder: self.folder, manifest: self.manifest, target };
-        let full = stored.full().ok_or_else(|| {
-            anyhow!("{what}: neither object {id} nor a full payload that makes it is in the folder")
-        })?;
-        self.carried(&format!("{what}, full payload"), &full.object, &mut |_| Ok(()))?;
-        self.note(format!("{what}, full payload"), &full.object, "carried")?;
+        for full in stored.offered() {
+            let name = format!("{what}, full payload");
+            self.carried(&name, &full.object, &mut |_| Ok(()))?;
+            self.note(name, &full.object, "carried")?;
+            stored.unpack(full, self.progress, &mut |_| Ok(()))?;
+        }
+        if carried {
+            return Ok(());
+        }
         // A device checks what it unpacks block by block, so the target's lists are part of the release.
         if target.object.geometry.blocks() > 1 {
             self.verifier(&what, &target.object, &[])?;
         }
-        stored.unpack(full, self.progress, &mut |_| Ok(()))?;
         self.note(what, &target.object, "made from payload")
     }
 
