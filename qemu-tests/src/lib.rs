@@ -10,6 +10,7 @@
 //! - [`vm`]: one machine in one folder: disks, firmware variables, start, wait
 //! - [`console`], [`status`], [`ssh`]: what the guest says, what the agent says, commands inside the guest
 //! - [`fault`]: power cuts, pauses, resets
+//! - [`blklog`]: what a disk was asked to write and to flush, in order
 //! - [`boot`]: how far a boot has come, and what took how long
 //! - [`attach`]: a terminal joined to a console
 //! - [`site`]: one or more machines that outlive the command that started them
@@ -17,6 +18,7 @@
 //! - [`testing`]: what every test needs first
 
 pub mod attach;
+pub mod blklog;
 pub mod boot;
 pub mod console;
 pub mod disk;
