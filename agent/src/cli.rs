@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::{early, host_keys, offline, render, run};
+use crate::{early, host_keys, offline, pair, render, run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use formats::status::{SOCKET, Status, Why};
@@ -37,6 +37,10 @@ enum Command {
     Status(Output),
     /// Say why the device is as it is, and what happened last
     Why(Output),
+    /// The two nodes of a site: their state, hand-over, repair
+    Ha(pair::Ha),
+    /// Be the third voter of two-node sites
+    Witness(pair::Witness),
 }
 
 #[derive(Args)]
@@ -56,6 +60,8 @@ pub fn main() -> ExitCode {
         Command::HostKeys => host_keys::run().map(|()| ExitCode::SUCCESS),
         Command::Status(output) => status(&output),
         Command::Why(output) => why(&output),
+        Command::Ha(ha) => ha.run(),
+        Command::Witness(witness) => witness.run(),
     };
     done.unwrap_or_else(|error| {
         eprintln!("farhold-agent: {error:#}");

@@ -2,4 +2,6 @@
 //!
 //! Nothing here knows the builder. See `docs/ARCHITECTURE.md` for the map.
 
+pub mod clock;
+pub mod durable;
 pub mod ha;

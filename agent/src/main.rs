@@ -11,6 +11,7 @@ mod host_keys;
 mod io;
 mod observe;
 mod offline;
+mod pair;
 mod render;
 mod run;
 mod serve;

@@ -1,4 +1,4 @@
-//! Two nodes, one truth: the decisions of the highly available pair, without any input or output.
+//! Two nodes, one truth: the decisions of the highly available pair, and what carries them out.
 //!
 //! Data flow, top to bottom:
 //! - `register`: what the voters decide: one `Register` per epoch, and which may follow which;
@@ -12,10 +12,13 @@
 //! - `resume`: the state after a boot;
 //! - `witness`: a voter that holds the register and nothing else.
 //!
+//! - `act`: the doing: sockets, keys, Postgres; the only part with input and output.
+//!
 //! The protocol, its rules and the trap that each rule answers are in `docs/ha-protocol.md`.
-//! This module does not know: clocks, sockets, files, processes, Postgres' own formats, keys.
+//! Everything but `act` does not know: clocks, sockets, files, processes, Postgres' own formats, keys.
 
 pub mod acceptor;
+pub mod act;
 mod enter;
 mod lead;
 pub mod message;

@@ -7,3 +7,9 @@ pub fn boot_ms() -> u64 {
     let Ok(now) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return 0 };
     u64::try_from(now.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec()).unwrap_or(0) / 1_000_000
 }
+
+/// Microseconds since the kernel started, sleep included.
+pub fn boot_us() -> u64 {
+    let Ok(now) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return 0 };
+    u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0) / 1000
+}

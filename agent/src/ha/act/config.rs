@@ -1,0 +1,187 @@
+//! What a node of a pair is told: addresses, keys, folders. JSON, written at enrolment or baked with the image.
+//!
+//! It does not know who is primary; that is the register's.
+
+use super::identity::{Number, PublicKey};
+use crate::ha::register::{Members, OnPeerLoss, Platform, VoterId};
+use crate::ha::settings::Settings;
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Longest file that is read, bytes.
+const FILE_MAX: u64 = 64 << 10;
+
+/// A node of a pair.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Names the site to a witness of many.
+    pub site: Number,
+    /// Folder of key and state; durable.
+    pub state: PathBuf,
+    /// A file outside every backup of `state` that counts its changes, so that an old state is noticed after a boot.
+    #[serde(default)]
+    pub counter: Option<PathBuf>,
+    /// Folder of sockets; gone after a boot.
+    pub run: PathBuf,
+    /// Where messages (UDP) and the tunnel (TCP) arrive.
+    pub listen: SocketAddr,
+    /// The other node.
+    #[serde(default)]
+    pub peer: Option<Party>,
+    /// The third voter.
+    #[serde(default)]
+    pub witness: Option<Party>,
+    /// Without a witness: what happens when the peer is lost.
+    #[serde(default)]
+    pub on_peer_loss: PeerLoss,
+    /// The local datastore port.
+    pub port: SocketAddr,
+    /// The database server.
+    pub postgres: Postgres,
+    /// Times that differ from the shipped ones.
+    #[serde(default)]
+    pub times: Times,
+}
+
+/// Another party of the site.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Party {
+    /// Its number as a voter, drawn with its state.
+    pub voter: Number,
+    /// Its key.
+    pub key: PublicKey,
+    /// Where it listens; every message goes to all of them.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// The policy without a witness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerLoss {
+    /// Nothing is written until an operator says so.
+    #[default]
+    Hold,
+    /// This node goes on alone, the peer never does.
+    PreferThis,
+    /// The peer goes on alone, this node never does.
+    PreferPeer,
+}
+
+/// The database server.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgres {
+    /// Folder of its programs.
+    pub bin: PathBuf,
+    /// Its database directory.
+    pub data: PathBuf,
+    /// Database, and its owner, that clients of the port use.
+    #[serde(default = "kine")]
+    pub database: String,
+    /// More settings, by name. Those that the pair's safety needs cannot be set here.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+}
+
+/// Times in milliseconds; what is absent is as shipped.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Times {
+    peer_lost_ms: Option<u64>,
+    retry_ms: Option<u64>,
+    stale_ms: Option<u64>,
+    join_ms: Option<u64>,
+    rejoin_pause_ms: Option<u64>,
+    fsync_recent_ms: Option<u64>,
+    hand_over_ms: Option<u64>,
+}
+
+fn kine() -> String {
+    "kine".to_owned()
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// If it is absent, too long, or says something that cannot be.
+    pub fn read(path: &Path) -> Result<Self> {
+        let size = std::fs::metadata(path).with_context(|| format!("read {}", path.display()))?.len();
+        ensure!(
+            size <= FILE_MAX,
+            "read {}: it has {size} bytes, at most {FILE_MAX} are read",
+            path.display()
+        );
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let config: Self =
+            serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))?;
+        config.check().with_context(|| format!("understand {}", path.display()))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (name, path) in [
+            ("state", &self.state),
+            ("run", &self.run),
+            ("postgres.bin", &self.postgres.bin),
+            ("postgres.data", &self.postgres.data),
+        ] {
+            ensure!(path.is_absolute(), "{name} is {}, but must be an absolute path", path.display());
+        }
+        let plain =
+            |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        let database = &self.postgres.database;
+        ensure!(
+            plain(database) && (1..=40).contains(&database.len()) && database != super::settings::OWNER,
+            "postgres.database is {database:?}, but must be 1 to 40 small letters, digits or underscores, and not \
+             {:?}, which is the agent's own",
+            super::settings::OWNER
+        );
+        ensure!(
+            self.witness.is_none() || self.on_peer_loss == PeerLoss::Hold,
+            "on_peer_loss prefers a node, but there is a witness: the two exclude each other; remove one"
+        );
+        super::settings::check_extra(&self.postgres.settings)
+    }
+
+    /// The members that this file describes.
+    ///
+    /// # Errors
+    /// Without a peer there is nothing to describe.
+    pub fn members(&self, me: VoterId) -> Result<Members> {
+        let peer = self.peer.as_ref().context("the configuration names no peer")?.voter.voter();
+        let loss = match (&self.witness, self.on_peer_loss) {
+            (Some(witness), _) => OnPeerLoss::Witness(witness.voter.voter()),
+            (None, PeerLoss::Hold) => OnPeerLoss::Hold,
+            (None, PeerLoss::PreferThis) => OnPeerLoss::Prefer(me),
+            (None, PeerLoss::PreferPeer) => OnPeerLoss::Prefer(peer),
+        };
+        Ok(Members::Pair { nodes: [me, peer], loss })
+    }
+
+    /// The party of this number.
+    pub fn party(&self, voter: VoterId) -> Option<&Party> {
+        self.peer.iter().chain(&self.witness).find(|party| party.voter.voter() == voter)
+    }
+
+    /// Times for the decisions.
+    pub fn settings(&self, platform: Platform) -> Settings {
+        let shipped = Settings::new(platform);
+        let times = &self.times;
+        Settings {
+            peer_lost_ms: times.peer_lost_ms.unwrap_or(shipped.peer_lost_ms),
+            retry_ms: times.retry_ms.unwrap_or(shipped.retry_ms),
+            stale_ms: times.stale_ms.unwrap_or(shipped.stale_ms),
+            join_ms: times.join_ms.unwrap_or(shipped.join_ms),
+            rejoin_pause_ms: times.rejoin_pause_ms.unwrap_or(shipped.rejoin_pause_ms),
+            fsync_recent_ms: times.fsync_recent_ms.unwrap_or(shipped.fsync_recent_ms),
+            hand_over_ms: times.hand_over_ms.unwrap_or(shipped.hand_over_ms),
+            ..shipped
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Making a database directory a copy of the holder's: export what only it has, then rewind, or copy everything.
+//!
+//! It does not know which of these is due (`super::super::lead`). PostgreSQL documentation: pg_rewind, pg_basebackup, pg_waldump.
+
+use super::node::Site;
+use super::server::{self, tool};
+use super::session;
+use super::settings::{self, CONTROL, OWNER, Role};
+use crate::durable;
+use crate::ha::state::{Copying, Event};
+use crate::ha::want::{Names, nobody};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::SimpleQueryMessage;
+
+/// How long recovery before an export may take.
+const RECOVERY: Duration = Duration::from_secs(300);
+
+/// Does one step, once the server is down, and reports how it ended.
+pub async fn run(site: Rc<Site>, how: Copying) {
+    while site.server_runs.get() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let done = match how {
+        Copying::Export => export(&site).await,
+        Copying::Rewind => rewind(&site).await,
+        Copying::Reseed => reseed(&site).await,
+    };
+    let event = match (done, how) {
+        (Ok(()), Copying::Export) => Event::Exported,
+        (Ok(()), Copying::Rewind | Copying::Reseed) => Event::Copied,
+        (Err(error), _) => {
+            tracing::warn!(
+                ?how,
+                error = format!("{error:#}"),
+                "the database was not brought to the holder's state"
+            );
+            sleep(Duration::from_secs(1)).await;
+            Event::CopyFailed
+        }
+    };
+    site.report(event).await;
+}
+
+fn source(site: &Site) -> String {
+    format!(
+        "host={} port=5432 user={OWNER} dbname={CONTROL} sslmode=disable gssencmode=disable",
+        site.copy_sockets().display()
+    )
+}
+
+async fn rewind(site: &Site) -> Result<()> {
+    let client =
+        session::connect(&site.copy_sockets(), CONTROL).await.context("reach the holder's database")?;
+    client.simple_query("CHECKPOINT").await.context("checkpoint on the holder")?;
+    let data = site.config.postgres.data.display().to_string();
+    let (source, file) = (source(site), site.main_file().display().to_string());
+    server::write_files(site, crate::ha::want::Postgres::Stopped)?;
+    let args = ["--target-pgdata", &data, "--source-server", &source, "--config-file", &file];
+    tool(site, "pg_rewind", &args).await?;
+    tracing::info!("the database was rewound to the holder's");
+    Ok(())
+}
+
+async fn reseed(site: &Site) -> Result<()> {
+    let data = &site.config.postgres.data;
+    durable::make_folder(data, 0o700)?;
+    for entry in std::fs::read_dir(data).with_context(|| format!("read {}", data.display()))? {
+        let path = entry?.path();
+        let removed = if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.with_context(|| format!("remove {}", path.display()))?;
+    }
+    let (target, source) = (data.display().to_string(), source(site));
+    tracing::info!("copying the whole database from the holder");
+    tool(site, "pg_basebackup", &["-D", &target, "-d", &source, "-X", "stream", "-c", "fast"]).await?;
+    tracing::info!("the whole database was copied from the holder");
+    Ok(())
+}
+
+/// Writes rows that were committed here after the peer went on alone to a report. The server is started for nobody else.
+async fn export(site: &Site) -> Result<()> {
+    let data = &site.config.postgres.data;
+    if !data.join("global/pg_control").exists() {
+        return Ok(());
+    }
+    let control = server::control(site, data).await?;
+    let Some(register) = site.register() else { return Ok(()) };
+    ensure!(control.system_id == register.system_id, "the directory holds another database");
+    let folder = site.config.state.join("exports");
+    durable::make_folder(&folder, 0o700)?;
+    let sockets = site.config.run.join("export");
+    durable::make_folder(&sockets, 0o700)?;
+    let main = site.config.state.join("export.conf");
+    let access = site.config.state.join("export_hba.conf");
+    durable::write(&access, format!("local all {OWNER} trust\n").as_bytes(), 0o600)?;
+    let extra = BTreeMap::new();
+    let names = Names::Only(nobody(site.voter()));
+    let role = Role { sockets: &sockets, access: &access, names, follows: None, extra: &extra };
+    durable::write(&main, settings::main_file(&role).as_bytes(), 0o600)?;
+    for name in ["standby.signal", "recovery.signal"] {
+        if data.join(name).exists() {
+            std::fs::remove_file(data.join(name)).with_context(|| format!("remove {name}"))?;
+        }
+    }
+    let mut child = server::spawn(site, data, &main)?;
+    let read = read_rows(site, &sockets, register.start_lsn, control.timeline).await;
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGINT)
+            .context("stop the server of the export")?;
+    }
+    child.wait().await.context("stop the server of the export")?;
+    let report = read.unwrap_or_else(|error| format!("# not readable: {error:#}\n"));
+    let path = folder.join(format!("epoch-{}.jsonl", register.epoch));
+    durable::write(&path, report.as_bytes(), 0o600)?;
+    tracing::info!(path = %path.display(), bytes = report.len(), "rows that only this node may have had are exported");
+    Ok(())
+}
+
+async fn read_rows(site: &Site, sockets: &Path, from: u64, timeline: u32) -> Result<String> {
+    let until = Instant::now() + RECOVERY;
+    let client = loop {
+        match session::connect(sockets, &site.config.postgres.database).await {
+            Ok(client) => break client,
+            Err(error) if Instant::now() > until => return Err(error),
+            Err(_) => sleep(Duration::from_millis(50)).await,
+        }
+    };
+    let log = site.config.postgres.data.join("pg_wal").display().to_string();
+    let (from, timeline) = (format!("{:X}/{:X}", from >> 32, from & 0xffff_ffff), timeline.to_string());
+    let args = ["-p", &log, "-s", &from, "-t", &timeline, "-r", "Transaction"];
+    // pg_waldump ends with an error at the end of the log, after it has printed everything before.
+    let path = site.config.postgres.bin.join("pg_waldump");
+    let output = tokio::process::Command::new(&path).args(args).env("LC_ALL", "C").output().await;
+    let text = output.with_context(|| format!("start {}", path.display()))?.stdout;
+    let committed = committed(&String::from_utf8_lossy(&text));
+    let mut report = format!("# {} transactions were committed here from {from} on\n", committed.len());
+    if committed.is_empty() {
+        return Ok(report);
+    }
+    let tables = "SELECT format('%I.%I', schemaname, relname) FROM pg_stat_user_tables ORDER BY 1";
+    for table in column(&client, tables).await? {
+        let query = format!(
+            "SELECT to_jsonb(t) FROM {table} t WHERE xmin::text = ANY('{{{}}}')",
+            committed.join(",")
+        );
+        for row in column(&client, &query).await? {
+            writeln!(report, "{{\"table\":{},\"row\":{row}}}", serde_json::to_string(&table)?)?;
+        }
+    }
+    Ok(report)
+}
+
+/// Transactions that `pg_waldump` shows as committed.
+fn committed(text: &str) -> Vec<String> {
+    let number = |line: &str| {
+        let after = line.split_once("tx:")?.1.trim_start();
+        let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+        (!digits.is_empty() && line.contains("COMMIT")).then_some(digits)
+    };
+    text.lines().filter_map(number).collect()
+}
+
+async fn column(client: &tokio_postgres::Client, query: &str) -> Result<Vec<String>> {
+    let messages = client.simple_query(query).await.with_context(|| format!("ask Postgres `{query}`"))?;
+    let text = |message| {
+        let SimpleQueryMessage::Row(row) = message else { return None };
+        row.get(0).map(str::to_owned)
+    };
+    Ok(messages.into_iter().filter_map(text).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_are_found_in_the_log() {
+        let text = "rmgr: Transaction len (rec/tot):     34/    34, tx:        745, lsn: 0/0304B0B8, prev 0/0304B080, \
+                    desc: COMMIT 2026-01-01 00:00:00.0 UTC\n\
+                    rmgr: Transaction len (rec/tot):     34/    34, tx:        746, lsn: 0/0304B0E0, prev 0/0304B0B8, \
+                    desc: ABORT 2026-01-01 00:00:00.0 UTC\n";
+        assert_eq!(committed(text), ["745"]);
+        assert!(committed("garbage").is_empty());
+    }
+}

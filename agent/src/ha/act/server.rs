@@ -1,0 +1,379 @@
+//! The database server's process: started, stopped, promoted towards the role that is wanted, and watched.
+//!
+//! Each start is preceded by a report that the server is down, with its files written anew. It does not know why a role is
+//! wanted, and it never restarts a server by itself.
+
+use super::node::Site;
+use super::session::{self, PATIENCE};
+use super::settings::{self, CONTROL, Role};
+use crate::durable;
+use crate::ha::register::Lsn;
+use crate::ha::state::{Event, Server};
+use crate::ha::want::{Names, Postgres, Tunnel};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::Client;
+
+/// Between two looks at the server.
+const LOOK: Duration = Duration::from_millis(50);
+/// A server that has not stopped in good order after this long is stopped at once.
+const STOP: Duration = Duration::from_secs(8);
+/// After a failed start.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What `pg_controldata` says of a directory whose server is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// The database's own number.
+    pub system_id: u64,
+    /// The timeline of its log.
+    pub timeline: u32,
+    /// End of the log after a clean stop as primary.
+    pub end: Option<Lsn>,
+}
+
+/// The server's process, if it runs, and a session with it.
+struct Process {
+    site: Rc<Site>,
+    child: Option<Child>,
+    client: Option<Client>,
+    role: Option<Postgres>,
+    slot_for: Option<crate::ha::message::StandbyName>,
+    recovering: bool,
+}
+
+/// A program of Postgres, with its output in errors.
+///
+/// # Errors
+/// If it cannot be started or fails.
+pub async fn tool(site: &Site, name: &str, args: &[&str]) -> Result<String> {
+    let path = site.config.postgres.bin.join(name);
+    let output = Command::new(&path)
+        .args(args)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .with_context(|| format!("start {}", path.display()))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last: Vec<&str> = said.lines().rev().take(3).collect();
+    bail!("`{name}` ended with {}: {}", output.status, last.into_iter().rev().collect::<Vec<_>>().join(" | "))
+}
+
+/// Reads a directory whose server is down.
+///
+/// # Errors
+/// If it is no database.
+pub async fn control(site: &Site, data: &Path) -> Result<Control> {
+    let text = tool(site, "pg_controldata", &["-D", &data.display().to_string()]).await?;
+    parse_control(&text)
+}
+
+fn parse_control(text: &str) -> Result<Control> {
+    let value = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim())
+    };
+    let number = |name: &str| value(name).and_then(|value| value.parse::<u32>().ok());
+    let system_id = value("Database system identifier").and_then(|value| value.parse().ok());
+    let checkpoint = number("Latest checkpoint's TimeLineID").context("pg_controldata says no timeline")?;
+    let recovery = number("Min recovery ending loc's timeline").unwrap_or(0);
+    let end = value("Latest checkpoint location").and_then(position);
+    Ok(Control {
+        system_id: system_id.context("pg_controldata says no system identifier")?,
+        timeline: checkpoint.max(recovery),
+        // The checkpoint of the stop is the last record; whoever has its first byte has all that was committed.
+        end: end.filter(|_| value("Database cluster state") == Some("shut down")).map(|lsn| lsn + 1),
+    })
+}
+
+/// `1/2A` as a number.
+pub fn position(text: &str) -> Option<Lsn> {
+    let (high, low) = text.split_once('/')?;
+    Some(u64::from_str_radix(high, 16).ok()? << 32 | u64::from_str_radix(low, 16).ok()?)
+}
+
+/// Stops whatever server an earlier agent left behind on this directory, before anything else is done.
+///
+/// # Errors
+/// If it does not go away.
+pub async fn stop_leftover(data: &Path) -> Result<()> {
+    let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { return Ok(()) };
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else {
+        return Ok(());
+    };
+    let ours = || {
+        let running = std::fs::read_link(format!("/proc/{pid}/cwd"));
+        running.is_ok_and(|folder| data.canonicalize().is_ok_and(|data| data == folder))
+    };
+    for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
+        let until = Instant::now() + STOP;
+        if ours() {
+            kill(Pid::from_raw(pid), signal).context("stop the server that an earlier agent left behind")?;
+        }
+        while ours() && Instant::now() < until {
+            sleep(LOOK).await;
+        }
+    }
+    if ours() {
+        bail!("a server of an earlier agent (process {pid}) on {} does not end", data.display());
+    }
+    Ok(())
+}
+
+/// Moves the server towards the wanted role until the agent ends.
+pub async fn supervise(site: Rc<Site>) {
+    let mut process =
+        Process { site, child: None, client: None, role: None, slot_for: None, recovering: false };
+    loop {
+        if let Err(error) = process.turn().await {
+            tracing::warn!(error = format!("{error:#}"), "the database server is not as it should be");
+            sleep(PAUSE).await;
+        }
+        tokio::select! {
+            () = sleep(LOOK) => {}
+            () = process.site.server_wanted.notified() => {}
+        }
+    }
+}
+
+impl Process {
+    async fn turn(&mut self) -> Result<()> {
+        self.reap().await?;
+        let want = self.site.postgres.get();
+        match (want, self.child.is_some()) {
+            (Postgres::Stopped, false) => {}
+            (Postgres::Stopped, true) => self.stop().await?,
+            (Postgres::Standby { .. }, true) if !self.recovering => self.stop().await?,
+            (Postgres::Primary { .. } | Postgres::Standby { .. }, false) => self.start(want).await?,
+            (Postgres::Standby { .. }, true) if self.role != Some(want) => self.write(want, true)?,
+            (Postgres::Primary { .. } | Postgres::Standby { .. }, true) => {}
+        }
+        if self.child.is_some() {
+            self.look(want).await?;
+        }
+        Ok(())
+    }
+
+    /// Notices that the server ended, and says so before anything else is done.
+    async fn reap(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        let Some(status) = child.try_wait().context("look after Postgres")? else { return Ok(()) };
+        tracing::info!(%status, "Postgres ended");
+        self.gone().await
+    }
+
+    async fn gone(&mut self) -> Result<()> {
+        (self.child, self.client, self.slot_for, self.role) = (None, None, None, None);
+        self.site.server_pid.set(None);
+        self.site.server_runs.set(false);
+        self.report_down().await
+    }
+
+    async fn report_down(&self) -> Result<()> {
+        let data = &self.site.config.postgres.data;
+        if !data.join("global/pg_control").exists() {
+            return Ok(());
+        }
+        let control = control(&self.site, data).await?;
+        let server = Server::Down { end: control.end };
+        self.site.report(Event::Postgres { system_id: control.system_id, server }).await;
+        Ok(())
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        self.client = None;
+        for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGKILL] {
+            let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) else { break };
+            kill(Pid::from_raw(pid), signal).context("stop Postgres")?;
+            if timeout(STOP, child.wait()).await.is_ok() {
+                break;
+            }
+            tracing::warn!(?signal, "Postgres did not stop in time");
+        }
+        self.gone().await
+    }
+
+    async fn start(&mut self, want: Postgres) -> Result<()> {
+        // Said first: whoever waits for a directory without a server must not begin in the middle of this.
+        self.site.server_runs.set(true);
+        let started = self.try_start(want).await;
+        self.site.server_runs.set(self.child.is_some());
+        started
+    }
+
+    async fn try_start(&mut self, want: Postgres) -> Result<()> {
+        self.report_down().await?;
+        // The report may have changed what is wanted.
+        if self.site.postgres.get() != want {
+            return Ok(());
+        }
+        let data = self.site.config.postgres.data.clone();
+        let control = control(&self.site, &data).await?;
+        self.recovering = match want {
+            Postgres::Standby { .. } => true,
+            Postgres::Primary { timeline, .. } => control.timeline < timeline,
+            Postgres::Stopped => return Ok(()),
+        };
+        for name in ["standby.signal", "recovery.signal"] {
+            let path = data.join(name);
+            if path.exists() {
+                std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        if self.recovering {
+            durable::write(&data.join("standby.signal"), b"", 0o600)?;
+        }
+        durable::write(&data.join("postgresql.auto.conf"), b"# The agent's files decide.\n", 0o600)?;
+        self.write(want, false)?;
+        let child = spawn(&self.site, &data, &self.site.main_file())?;
+        self.site.server_pid.set(child.id().and_then(|pid| i32::try_from(pid).ok()));
+        self.child = Some(child);
+        tracing::info!(?want, recovering = self.recovering, "Postgres started");
+        Ok(())
+    }
+
+    /// Writes the server's files; the names of a start are never empty.
+    fn write(&mut self, want: Postgres, running: bool) -> Result<()> {
+        let start_names = match want {
+            Postgres::Primary { start_names, .. } => Some(start_names),
+            Postgres::Standby { .. } | Postgres::Stopped => None,
+        };
+        if let Some(names) = start_names {
+            self.site.names.set(Names::Only(names));
+        }
+        self.role = Some(want);
+        write_files(&self.site, want)?;
+        if running { reload(&self.site) } else { Ok(()) }
+    }
+
+    async fn look(&mut self, want: Postgres) -> Result<()> {
+        let client = match self.client.take() {
+            Some(client) if !client.is_closed() => client,
+            // A server that is starting refuses sessions; that is no news.
+            Some(_) | None => match session::connect(&self.site.sockets(), CONTROL).await {
+                Ok(client) => client,
+                Err(_) => return Ok(()),
+            },
+        };
+        let seen = timeout(2 * PATIENCE, session::look(&client, self.site.standby_name())).await;
+        let server = match seen {
+            Ok(Ok(server)) => server,
+            Ok(Err(_)) | Err(_) => Server::Stuck,
+        };
+        self.recovering =
+            matches!(server, Server::Standby { .. }) || (self.recovering && server == Server::Stuck);
+        if let (Server::Primary { .. }, Tunnel::Serve { name, .. }) = (server, self.site.tunnel.get())
+            && self.slot_for != Some(name)
+        {
+            session::ensure_slot(&client, name).await?;
+            self.slot_for = Some(name);
+        }
+        // Compared with the directory's own number before the start.
+        let system_id = self.site.system_id.get();
+        self.site.report(Event::Postgres { system_id, server }).await;
+        if server == Server::Stuck {
+            return Ok(());
+        }
+        self.promote(want, &client).await?;
+        self.client = Some(client);
+        Ok(())
+    }
+
+    async fn promote(&mut self, want: Postgres, client: &Client) -> Result<()> {
+        let Postgres::Primary { .. } = want else { return Ok(()) };
+        if self.site.postgres.get() != want || !self.recovering {
+            return Ok(());
+        }
+        self.write(want, true)?;
+        client.simple_query("SELECT pg_promote(true, 30)").await.context("promote Postgres")?;
+        self.recovering = false;
+        tracing::info!("Postgres promoted");
+        Ok(())
+    }
+}
+
+/// Writes main file and access rules for this role and the names that are wanted now.
+///
+/// # Errors
+/// The file system's.
+pub fn write_files(site: &Site, want: Postgres) -> Result<()> {
+    let (sockets, tunnel) = (site.sockets(), site.tunnel_sockets());
+    let access = site.config.state.join("pg_hba.conf");
+    durable::write(&access, settings::access_file(&site.config.postgres.database).as_bytes(), 0o600)?;
+    let follows = match want {
+        Postgres::Standby { name } => Some((name, tunnel.as_path())),
+        Postgres::Primary { .. } | Postgres::Stopped => None,
+    };
+    let role = Role {
+        sockets: &sockets,
+        access: &access,
+        names: site.names.get(),
+        follows,
+        extra: &site.config.postgres.settings,
+    };
+    durable::write(&site.main_file(), settings::main_file(&role).as_bytes(), 0o600)
+}
+
+/// Has a running server read its files.
+///
+/// # Errors
+/// If it cannot be told.
+pub fn reload(site: &Site) -> Result<()> {
+    let Some(pid) = site.server_pid.get() else { return Ok(()) };
+    kill(Pid::from_raw(pid), Signal::SIGHUP).context("have Postgres read its files")
+}
+
+/// Starts a server on a directory with this main file.
+///
+/// # Errors
+/// If the program cannot be started.
+pub fn spawn(site: &Site, data: &Path, file: &Path) -> Result<Child> {
+    let path: PathBuf = site.config.postgres.bin.join("postgres");
+    Command::new(&path)
+        .arg("-D")
+        .arg(data)
+        .arg(format!("--config_file={}", file.display()))
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("start {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STOPPED: &str = "pg_control version number:            1300\n\
+        Database system identifier:           7300000000000000001\n\
+        Database cluster state:               shut down\n\
+        Latest checkpoint location:           1/3000028\n\
+        Latest checkpoint's TimeLineID:       2\n\
+        Min recovery ending loc's timeline:   0\n";
+
+    #[test]
+    fn the_end_of_the_log_is_known_only_after_a_clean_stop() {
+        let control = parse_control(STOPPED).unwrap();
+        assert_eq!((control.system_id, control.timeline), (7_300_000_000_000_000_001, 2));
+        assert_eq!(control.end, Some((1 << 32) + 0x300_0029));
+        let crashed = STOPPED.replace("shut down", "in production").replace("timeline:   0", "timeline:   3");
+        let control = parse_control(&crashed).unwrap();
+        assert_eq!((control.timeline, control.end), (3, None));
+        let standby = STOPPED.replace("shut down", "shut down in recovery");
+        assert_eq!(parse_control(&standby).unwrap().end, None);
+        assert!(parse_control("").is_err());
+    }
+}

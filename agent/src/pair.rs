@@ -1,0 +1,177 @@
+//! `farhold-agent ha …` and `farhold-agent witness …`: arguments, confirmations and what is printed.
+//!
+//! It does not know how anything is done; that is `agent::ha::act`.
+
+use agent::ha::act::{self, Ask, Config, Folders, Number, Party};
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use std::io::{BufRead, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Arguments of `ha`.
+#[derive(Args)]
+pub struct Ha {
+    /// What this node was told at enrolment
+    #[arg(long, global = true, default_value = "/var/lib/farhold/ha.json")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: HaCommand,
+}
+
+#[derive(Subcommand)]
+enum HaCommand {
+    /// Make this node's key and number, and on the first node the database
+    Init {
+        /// This node has the data: make a new database here
+        #[arg(long)]
+        first: bool,
+    },
+    /// Run as a node of the pair
+    Run,
+    /// Say how the pair is, and what would happen if the peer died now
+    Status {
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give the database role to the other node
+    Switchover,
+    /// Let the other node go on alone, so that this one can go down
+    Leave,
+    /// Take `leave` back
+    Stay,
+    /// Make the members what the configuration says: pair, witness, policy
+    Apply,
+    /// Take new hardware in place of the peer: like `apply`, after its key was put in the configuration
+    Replace,
+    /// Go on alone although no quorum agrees
+    ForceSolo {
+        /// The other node, and the witness if it is unreachable, are off and stay off
+        #[arg(long)]
+        they_are_off: bool,
+    },
+    /// Vouch that this node's state is its newest
+    Trust {
+        /// No newer state of this node exists anywhere
+        #[arg(long)]
+        it_is_newest: bool,
+    },
+}
+
+/// Arguments of `witness`.
+#[derive(Args)]
+pub struct Witness {
+    /// Key and states of the sites
+    #[arg(long, global = true, default_value = "/var/lib/farhold/witness")]
+    state: PathBuf,
+    /// Counters that die with a boot
+    #[arg(long, global = true, default_value = "/run/farhold/witness")]
+    run: PathBuf,
+    /// Counters outside every backup of the state
+    #[arg(long)]
+    counters: Option<PathBuf>,
+    /// Where messages arrive
+    #[arg(long, default_value = "[::]:7601")]
+    listen: SocketAddr,
+    #[command(subcommand)]
+    command: Option<WitnessCommand>,
+}
+
+#[derive(Subcommand)]
+enum WitnessCommand {
+    /// Add a site, or change the keys of its nodes; prints the number and key of the witness
+    Add {
+        /// The site's number
+        #[arg(long)]
+        site: Number,
+        /// A node, as NUMBER:KEY; twice
+        #[arg(long = "node")]
+        nodes: Vec<String>,
+    },
+}
+
+impl Ha {
+    /// Does what was asked.
+    pub fn run(self) -> Result<ExitCode> {
+        let config = Config::read(&self.config)?;
+        let ask = match self.command {
+            HaCommand::Init { first } => {
+                let party = if first { act::first(&config) } else { act::joining(&config) }?;
+                return introduce(&party);
+            }
+            HaCommand::Run => return act::run(config).map(|()| ExitCode::SUCCESS),
+            HaCommand::Status { json } => {
+                let status = act::ask(&config.run, Ask::Status)?;
+                return print(&if json { format!("{status:#}\n") } else { lines(&status) });
+            }
+            HaCommand::Switchover => Ask::Switchover,
+            HaCommand::Leave => Ask::Leave,
+            HaCommand::Stay => Ask::Stay,
+            HaCommand::Apply | HaCommand::Replace => Ask::Apply,
+            HaCommand::ForceSolo { they_are_off } => {
+                confirm(they_are_off, FORCE, "they are off")?;
+                Ask::ForceSolo
+            }
+            HaCommand::Trust { it_is_newest } => {
+                confirm(it_is_newest, TRUST, "it is newest")?;
+                Ask::Trust
+            }
+        };
+        let status = act::ask(&config.run, ask)?;
+        print(&lines(&status))
+    }
+}
+
+impl Witness {
+    /// Does what was asked.
+    pub fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Some(WitnessCommand::Add { site, nodes }) => {
+                introduce(&act::add_site(self.state, self.run, site, &nodes)?)
+            }
+            None => {
+                let folders = Folders { state: self.state, run: self.run, counters: self.counters };
+                act::run_witness(&folders, self.listen).map(|()| ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+const FORCE: &str = "This node will take writes alone, without asking anybody. If the other node runs, both take writes, and \
+    what it took is lost when they meet (it is exported to a file there first).\n";
+const TRUST: &str = "This node will vote and serve with the state and data that it has. If a newer state of it exists, writes \
+    that were acknowledged since are lost.\n";
+
+fn confirm(given: bool, risk: &str, words: &str) -> Result<()> {
+    if given {
+        return Ok(());
+    }
+    print(&format!("{risk}Type \"{words}\" to go on: "))?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    if line.trim() != words {
+        bail!("nothing was done");
+    }
+    Ok(())
+}
+
+fn introduce(party: &Party) -> Result<ExitCode> {
+    let value = json!({ "voter": party.voter.to_string(), "key": party.key.to_string() });
+    print(&format!("{value}\n"))
+}
+
+fn print(text: &str) -> Result<ExitCode> {
+    std::io::stdout().write_all(text.as_bytes())?;
+    std::io::stdout().flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line per field, for people.
+fn lines(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let fields = status.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    fields.map(|(name, value)| format!("{:<22}{}\n", name.replace('_', " "), text(value))).collect()
+}

@@ -1,0 +1,241 @@
+//! Clients as kine is one: revisions from a sequence, a unique index, compare-and-swap; and the proof over what they were told.
+
+use super::site::{Node, Site};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+use tokio_postgres::{Client, NoTls};
+
+/// kine's own table and index.
+pub const TABLE: &str = "CREATE TABLE IF NOT EXISTS kine (id BIGSERIAL PRIMARY KEY, name TEXT COLLATE \"C\", created INTEGER, \
+    deleted INTEGER, create_revision BIGINT, prev_revision BIGINT, lease INTEGER, value BYTEA, old_value BYTEA); \
+    CREATE UNIQUE INDEX IF NOT EXISTS kine_name_prev_revision_uindex ON kine (name, prev_revision)";
+const KEYS: u64 = 5;
+
+/// One acknowledged write.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ack {
+    pub node: u8,
+    pub id: i64,
+    pub prev: i64,
+    pub name: String,
+    pub value: String,
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
+}
+
+pub async fn connect() -> Result<Client, tokio_postgres::Error> {
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(5000).user("kine").dbname("kine").password(variable("FARHOLD_HA_PASSWORD"));
+    config.connect_timeout(Duration::from_secs(2));
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(client)
+}
+
+/// Runs inside a node's namespace: `write` tells each acknowledged write, `read` tells all rows, `table` makes the table.
+pub fn work() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        match variable("FARHOLD_HA_CLIENT").as_str() {
+            "write" => write().await,
+            "read" => read().await,
+            "table" => connect().await.unwrap().batch_execute(TABLE).await.unwrap(),
+            other => panic!("{other}"),
+        }
+    });
+}
+
+async fn read() {
+    let client = connect().await.unwrap();
+    let rows = client
+        .query("SELECT id, prev_revision, name, convert_from(value, 'UTF8') FROM kine ORDER BY id", &[])
+        .await
+        .unwrap();
+    for row in rows {
+        let (id, prev, name, value): (i64, i64, String, String) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
+        println!("ROW {id} {prev} {name} {value}");
+    }
+    println!("END");
+}
+
+async fn write() {
+    let me = variable("FARHOLD_HA_ME");
+    let mut count = 0_u64;
+    loop {
+        if let Ok(client) = connect().await {
+            // A write that is neither acknowledged nor refused for long is given up, as pgx does: it may or may not be there.
+            while let Ok(Ok(told)) =
+                tokio::time::timeout(Duration::from_secs(5), one(&client, &me, count)).await
+            {
+                count += 1;
+                if let Some(told) = told {
+                    println!("ACK {told}");
+                }
+            }
+            count += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// One compare-and-swap; nothing if another client was quicker.
+async fn one(client: &Client, me: &str, count: u64) -> Result<Option<String>, tokio_postgres::Error> {
+    let name = format!("/registry/key{}", count % KEYS);
+    let last = client.query_opt("SELECT max(id) FROM kine WHERE name = $1", &[&name]).await?;
+    let prev = last.and_then(|row| row.get::<_, Option<i64>>(0)).unwrap_or(0);
+    let value = format!("{me}-{count}");
+    let insert = "INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) \
+                  VALUES ($1, 0, 0, 0, $2, 0, $3) RETURNING id";
+    match client.query_one(insert, &[&name, &prev, &value.as_bytes()]).await {
+        Ok(row) => Ok(Some(format!("{} {prev} {name} {value}", row.get::<_, i64>(0)))),
+        Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Clients on both nodes' ports.
+pub struct Clients {
+    children: Vec<Child>,
+    told: Receiver<Ack>,
+    acks: Vec<Ack>,
+}
+
+pub fn parse(node: u8, line: &str) -> Option<Ack> {
+    // The test harness' own words may stand before it on the line.
+    let at = line.find("ACK ").or_else(|| line.find("ROW "))?;
+    let mut words = line[at + 4..].split_whitespace();
+    let mut next = || words.next();
+    Some(Ack {
+        node,
+        id: next()?.parse().ok()?,
+        prev: next()?.parse().ok()?,
+        name: next()?.to_owned(),
+        value: next()?.to_owned(),
+    })
+}
+
+impl Clients {
+    pub fn new(site: &Site, on_each: usize) -> Self {
+        let (tell, told) = channel();
+        let mut children = Vec::new();
+        for (at, node) in [Node::A, Node::B].into_iter().cycle().take(2 * on_each).enumerate() {
+            let mut child = site
+                .client(node, "write")
+                .env("FARHOLD_HA_ME", format!("c{at}"))
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let (lines, tell) = (BufReader::new(child.stdout.take().unwrap()).lines(), tell.clone());
+            std::thread::spawn(move || {
+                for ack in lines.map_while(Result::ok).filter_map(|line| parse(node.number(), &line)) {
+                    if tell.send(ack).is_err() {
+                        return;
+                    }
+                }
+            });
+            children.push(child);
+        }
+        Self { children, told, acks: Vec::new() }
+    }
+
+    fn next(&mut self, patience: Duration) -> Option<Ack> {
+        match self.told.recv_timeout(patience) {
+            Ok(ack) => {
+                self.acks.push(ack.clone());
+                Some(ack)
+            }
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => panic!("all clients ended"),
+        }
+    }
+
+    fn drain(&mut self) {
+        while self.next(Duration::from_millis(1)).is_some() {}
+    }
+
+    /// How many writes were acknowledged so far.
+    pub fn acks(&mut self) -> usize {
+        self.drain();
+        self.acks.len()
+    }
+
+    pub fn wait_for_acks(&mut self, count: usize, patience: Duration) {
+        self.drain();
+        self.wait_for_more(count, patience);
+    }
+
+    /// Waits for so many more, whichever node acknowledges them.
+    pub fn wait_for_more(&mut self, count: usize, patience: Duration) {
+        let until = Instant::now() + patience;
+        for seen in 0..count {
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(self.next(left).is_some(), "{seen} of {count} writes were acknowledged in {patience:?}");
+        }
+    }
+
+    /// How long it takes until this node's port acknowledges again, from now; what was on its way does not count.
+    pub fn outage(&mut self, node: Node, patience: Duration) -> Duration {
+        let began = Instant::now();
+        self.drain();
+        while let Some(ack) = self.next(patience.saturating_sub(began.elapsed())) {
+            if ack.node == node.number() && began.elapsed() > Duration::from_millis(200) {
+                return began.elapsed();
+            }
+        }
+        panic!("no write was acknowledged in {patience:?}");
+    }
+
+    /// Ends the clients; everything that they were told.
+    pub fn end(mut self) -> Vec<Ack> {
+        for child in &mut self.children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        while let Ok(ack) = self.told.recv_timeout(Duration::from_millis(500)) {
+            self.acks.push(ack);
+        }
+        self.acks
+    }
+}
+
+/// Every acknowledged write is there as it was told, no revision was given twice, and no swap succeeded twice.
+pub fn check(acks: &[Ack], rows: &[Ack]) -> Result<(), String> {
+    let by_id: BTreeMap<i64, &Ack> = rows.iter().map(|row| (row.id, row)).collect();
+    let same = |a: &Ack, b: &Ack| (a.id, a.prev, &a.name, &a.value) == (b.id, b.prev, &b.name, &b.value);
+    for ack in acks {
+        match by_id.get(&ack.id) {
+            None => return Err(format!("lost: {ack:?}")),
+            Some(row) if !same(row, ack) => {
+                return Err(format!("revision reused: told {ack:?}, found {row:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    let told: BTreeSet<i64> = acks.iter().map(|ack| ack.id).collect();
+    let swaps: BTreeSet<_> = acks.iter().map(|ack| (&ack.name, ack.prev)).collect();
+    if told.len() != acks.len() || swaps.len() != acks.len() {
+        return Err("two clients were told the same revision or the same swap".to_owned());
+    }
+    let broken = rows
+        .iter()
+        .find(|row| row.prev != 0 && by_id.get(&row.prev).is_none_or(|prev| prev.name != row.name));
+    broken.map_or(Ok(()), |row| Err(format!("follows a revision that is not there: {row:?}")))
+}
+
+#[test]
+fn the_checker_sees_what_it_is_for() {
+    let row = |id, prev, value: &str| Ack { node: 1, id, prev, name: "/k".into(), value: value.into() };
+    let rows = [row(1, 0, "a"), row(2, 1, "b")];
+    assert_eq!(check(&rows, &rows), Ok(()));
+    assert!(check(&rows, &rows[..1]).unwrap_err().starts_with("lost"));
+    assert!(check(&[row(2, 1, "x")], &rows).unwrap_err().starts_with("revision reused"));
+    assert!(check(&[row(1, 0, "a"), row(1, 0, "a")], &rows).unwrap_err().starts_with("two clients"));
+    assert!(check(&[], &rows[1..]).unwrap_err().starts_with("follows"));
+}

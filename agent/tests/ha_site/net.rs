@@ -1,0 +1,92 @@
+//! The site's network: one namespace per party on a bridge, all inside one user namespace of an ordinary user.
+
+use super::site::Node;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+/// Sets up everything, says so, and waits until it is killed.
+const SETUP: &str = "set -e; mount -t tmpfs t /run; mkdir /run/netns; ip link set lo up; \
+    ip link add br0 type bridge; ip link set br0 up; \
+    for n in 1 2 3; do ip netns add n$n; ip link add v$n type veth peer name eth0 netns n$n; \
+    ip link set v$n master br0 up; ip netns exec n$n ip addr add 10.77.0.$n/24 dev eth0; \
+    ip netns exec n$n ip link set eth0 up; ip netns exec n$n ip link set lo up; done; echo ready; exec sleep 100000";
+
+pub struct Net {
+    holder: Child,
+    pid: String,
+}
+
+impl Net {
+    pub fn new() -> Self {
+        let mut holder = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "--net", "--kill-child", "sh", "-c", SETUP])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start `unshare` (Debian: util-linux)");
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(
+            line.trim(),
+            "ready",
+            "network namespaces cannot be made here: see what `unshare` or `ip` said above"
+        );
+        let pid = holder.id().to_string();
+        Self { holder, pid }
+    }
+
+    /// A command as root of the namespaces, in a party's network.
+    pub fn inside(&self, node: Node, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        let namespace = format!("n{}", node.number());
+        command.args(["--target", &self.pid, "--user", "--mount", "--net", "--preserve-credentials"]);
+        command.args(["ip", "netns", "exec", &namespace, program]);
+        command
+    }
+
+    /// A command as an ordinary user, which Postgres insists on, in a party's network.
+    pub fn as_user(&self, node: Node, program: &str) -> Command {
+        let mut command = self.inside(node, "unshare");
+        command.args(["--user", "--map-user=1000", "--map-group=1000", program]);
+        command
+    }
+
+    fn neighbours(&self, node: Node, args: &[&str]) {
+        let status = self.inside(node, "ip").arg("neigh").args(args).status().expect("start `ip`");
+        assert!(status.success(), "ip neigh {args:?}");
+    }
+
+    /// `node` does not hear `other` any more: what is sent to it goes to a station that does not exist.
+    pub fn deafen(&self, node: Node, other: Node) {
+        let nobody = ["lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent"];
+        self.neighbours(other, &[&["replace", &node.address()], nobody.as_slice()].concat());
+    }
+
+    /// These two do not hear each other.
+    pub fn part(&self, a: Node, b: Node) {
+        self.deafen(a, b);
+        self.deafen(b, a);
+    }
+
+    /// Nobody hears `node`, and it hears nobody.
+    pub fn isolate(&self, node: Node) {
+        for other in Node::ALL.into_iter().filter(|other| *other != node) {
+            self.part(node, other);
+        }
+    }
+
+    /// Everybody hears everybody.
+    pub fn heal(&self) {
+        Node::ALL
+            .into_iter()
+            .for_each(|node| self.neighbours(node, &["flush", "dev", "eth0", "nud", "permanent"]));
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for done in [self.holder.kill(), self.holder.wait().map(drop)] {
+            done.expect("end the namespaces");
+        }
+    }
+}
