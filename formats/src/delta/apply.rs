@@ -1,17 +1,18 @@
 //! The decoder: produces verified groups of the new image from the old image and the delta, in any order.
 //!
-//! Knows one group at a time. Memory at most, in MiB: the group 4, its packed bytes 6, operations 1, residue and literals
-//! 4 each, one prefix or bundle of maps 8, tables of open objects 20, pointers of an image's metadata 8, shared values 2;
+//! Knows one group at a time. Memory at most, in MiB: the group 4, its packed bytes 6, operations 1, residue 6 and
+//! its model 4, literals 4, one prefix or bundle of maps 8, tables of open objects 20, pointers of an image's metadata 8, shared values 2;
 //! nothing grows with the images.
 
 use super::container::{self, Header, Index, short_digest};
 use super::map::AddressMap;
 use super::object::{Kind, Map, Projector, pieces};
 use super::ops::{Decode, Op};
+use super::residue::ResidueDecoder;
 use super::stream::{get_stream, unpack};
 use super::view::View;
 use super::wire::Reader;
-use super::{DeltaError, MAX_COPIES, MAX_OPS, ReadAt, Result, Sink, malformed, read_vec};
+use super::{DeltaError, MAX_COPIES, MAX_GROUP_PACKED, MAX_OPS, ReadAt, Result, Sink, malformed, read_vec};
 use crate::hex;
 use std::sync::Arc;
 
@@ -41,8 +42,7 @@ struct Object {
 /// What is left of a group's streams.
 struct Streams {
     group: u64,
-    diff: Vec<u8>,
-    diff_at: usize,
+    residue: ResidueDecoder,
     extra: Vec<u8>,
     extra_at: usize,
     packed: Vec<u8>,
@@ -66,14 +66,6 @@ fn next<'s>(stream: &'s [u8], at: &mut usize, len: usize, what: &'static str) ->
 }
 
 impl Streams {
-    fn add_residue(&mut self, out: &mut [u8]) -> Result<()> {
-        let residue = next(&self.diff, &mut self.diff_at, out.len(), "group residue")?;
-        for (byte, add) in out.iter_mut().zip(residue) {
-            *byte = byte.wrapping_add(*add);
-        }
-        Ok(())
-    }
-
     fn literal(&mut self, out: &mut [u8]) -> Result<()> {
         out.copy_from_slice(next(&self.extra, &mut self.extra_at, out.len(), "group literals")?);
         Ok(())
@@ -120,11 +112,11 @@ impl<'a> Decoder<'a> {
         let packed = read_vec(self.delta, "group", part.offset, part.packed)?;
         let mut reader = Reader::new("group", &packed);
         let ops = get_stream(&mut reader, "group operations", MAX_OPS)?;
-        let diff = get_stream(&mut reader, "group residue", size)?;
+        let residue = reader.varint("length of residue", MAX_GROUP_PACKED)?;
+        let residue = ResidueDecoder::new(reader.bytes(residue)?.to_vec());
         let extra = get_stream(&mut reader, "group literals", size)?;
         let frames_at = packed.len() - reader.left();
-        let mut streams =
-            Streams { group: start, diff, diff_at: 0, extra, extra_at: 0, packed, frames_at, opened: 0 };
+        let mut streams = Streams { group: start, residue, extra, extra_at: 0, packed, frames_at, opened: 0 };
         out.clear();
         out.resize(usize::try_from(size).unwrap_or(0), 0);
         let mut at = 0usize;
@@ -134,8 +126,8 @@ impl<'a> Decoder<'a> {
             self.carry_out(op, at as u64, &mut out[at..end], &mut streams)?;
             at = end;
         }
-        let left = streams.diff.len() - streams.diff_at + streams.extra.len() - streams.extra_at;
-        let left = left + streams.packed.len() - streams.frames_at;
+        streams.residue.end()?;
+        let left = streams.extra.len() - streams.extra_at + streams.packed.len() - streams.frames_at;
         if left > 0 {
             return malformed("group", format!("{left} bytes of its streams are left over"));
         }
@@ -163,7 +155,8 @@ impl<'a> Decoder<'a> {
             Op::Copy { old, .. } => self.read_old(old, out),
             Op::Diff { old, .. } => {
                 self.read_old(old, out)?;
-                streams.add_residue(out)
+                streams.residue.add(out, &[]);
+                Ok(())
             }
             Op::Extra { .. } => streams.literal(out),
             Op::Zero { .. } => Ok(()),
@@ -259,7 +252,7 @@ impl<'a> Decoder<'a> {
             let to = from + usize::try_from(piece.len).unwrap_or(0);
             streams.literal(&mut out[at..from])?;
             projector.predict(map, self.old, piece, &mut out[from..to])?;
-            streams.add_residue(&mut out[from..to])?;
+            streams.residue.add(&mut out[from..to], projector.classes());
             at = to;
         }
         streams.literal(&mut out[at..])?;
@@ -298,7 +291,7 @@ mod tests {
     use crate::delta::container::{build, put_bundle};
     use crate::delta::elf::Params;
     use crate::delta::object::Copy;
-    use crate::delta::stream::put_stream;
+    use crate::delta::stream::{put_residue, put_stream};
     use crate::delta::view::Extent;
     use proptest::prelude::*;
     use std::sync::OnceLock;
@@ -309,11 +302,12 @@ mod tests {
         PROGRAM.get_or_init(|| std::fs::read(std::env::current_exe().unwrap()).unwrap())
     }
 
-    fn group(ops: &[Op], diff: &[u8], extra: &[u8]) -> Vec<u8> {
+    fn group(ops: &[Op], residue: &[u8], extra: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        for bytes in [&crate::delta::ops::encode(ops, 0), diff, extra] {
-            put_stream(&mut out, bytes, bytes);
-        }
+        let ops = crate::delta::ops::encode(ops, 0);
+        put_stream(&mut out, &ops, &ops);
+        put_residue(&mut out, residue);
+        put_stream(&mut out, extra, extra);
         out
     }
 
@@ -351,9 +345,8 @@ mod tests {
             let error = decode(&[], group(ops, diff, extra), 5).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         };
-        refuse(&[Op::Zero { len: 5 }], &[1], &[], "1 bytes of its streams are left over");
+        refuse(&[Op::Zero { len: 5 }], &[1], &[], "1 bytes are left over");
         refuse(&[Op::Extra { len: 5 }], &[], &[1; 4], "5 bytes are needed, but only 4 are left");
-        refuse(&[Op::Diff { old: 0, len: 5 }], &[1; 4], &[], "5 bytes are needed, but only 4 are left");
         refuse(&[Op::Object { object: 0, len: 5 }], &[], &[], "object 0 of 0");
     }
 

@@ -10,6 +10,7 @@
 //! - [`object`]: a file whose pointers are projected: where its bytes lie, its copy map
 //! - [`map`]: from old addresses to new ones, through the copies
 //! - [`refs`], [`elf`], [`module`], [`btf`], [`gotab`], [`x86`], [`a64`], [`erofs`]: pointers found in the OLD bytes only, a block at a time
+//! - [`residue`]: what predictions miss, coded
 //! - [`apply`]: the decoder; one group at a time, in any order, in bounded memory
 //!
 //! The encoder (in the builder) uses the same models, so that a wrongly recognised pointer costs bytes and never
@@ -28,6 +29,7 @@ pub mod module;
 pub mod object;
 pub mod ops;
 pub mod refs;
+pub mod residue;
 pub mod stream;
 pub mod view;
 pub mod wire;

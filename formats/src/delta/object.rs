@@ -261,6 +261,7 @@ pub struct Projector {
     model: Model,
     addresses: AddressMap,
     refs: Vec<Ref>,
+    classes: Vec<u8>,
 }
 
 /// Address of file offset `offset`; without segments, the offset itself.
@@ -307,10 +308,10 @@ impl Projector {
     pub fn open(map: &Map, image: &dyn ReadAt, view: &View, shared: Option<Arc<AddressMap>>) -> Result<Self> {
         let model = Model::open(&map.kind, image, view)?;
         let addresses = addresses(model.segments(), map).with_shared(shared);
-        Ok(Self { model, addresses, refs: Vec::new() })
+        Ok(Self { model, addresses, refs: Vec::new(), classes: Vec::new() })
     }
 
-    /// Fills `out` with what `copy` predicts: old bytes whose pointers are projected.
+    /// Fills `out` with what `copy` predicts: old bytes whose pointers are projected. [`Projector::classes`] tells which they are.
     ///
     /// # Errors
     /// When the old image cannot be read.
@@ -318,14 +319,26 @@ impl Projector {
         let view = View::new(image, &map.old)?;
         view.read(copy.old, out)?;
         self.refs.clear();
+        self.classes.clear();
+        self.classes.resize(out.len(), 0);
         self.model.refs(image, &view, (copy.old, copy.old + copy.len), &mut self.refs)?;
         for found in &self.refs {
             let place = (found.at - copy.old) as usize;
             if let Some(bytes) = out.get_mut(place..place + found.width()) {
                 found.project(bytes, address_of(&map.segments, copy.new + place as u64), &self.addresses);
+                let classes = self.classes[place..place + found.width()].iter_mut();
+                classes.enumerate().for_each(|(index, class)| *class = found.class(index));
             }
         }
         Ok(())
+    }
+}
+
+impl Projector {
+    /// Class of each byte that was predicted last, for the residue.
+    #[must_use]
+    pub fn classes(&self) -> &[u8] {
+        &self.classes
     }
 }
 

@@ -72,6 +72,26 @@ impl Ref {
         }
     }
 
+    /// Class of its byte `index` for the residue: which kind, and which byte; 0 is no pointer.
+    #[must_use]
+    pub fn class(&self, index: usize) -> u8 {
+        let kind = match self.kind {
+            RefKind::Rel32 => 0,
+            RefKind::Abs64 => 1,
+            RefKind::Off32 => 2,
+            RefKind::Branch26 => 3,
+            RefKind::Branch19 | RefKind::Branch14 => 4,
+            RefKind::Adr | RefKind::Adrp => 5,
+            RefKind::Low12 => 6,
+            RefKind::Off64 => 7,
+            RefKind::Symbol32 => 8,
+            RefKind::Value32 => 9,
+            RefKind::Block32 => 10,
+            RefKind::Nid64 => 11,
+        };
+        8 + kind * 8 + (index & 7) as u8
+    }
+
     /// Writes the predicted pointer over `bytes`, which hold the old one and now lie at address `va` (`None`: nowhere).
     pub fn project(&self, bytes: &mut [u8], va: Option<u64>, map: &AddressMap) {
         let shared = self.kind == RefKind::Value32;

@@ -17,6 +17,12 @@ pub fn put_stream(out: &mut Vec<u8>, bytes: &[u8], packed: &[u8]) {
     }
 }
 
+/// Appends the residue of a group, which is coded already: its length and bytes.
+pub fn put_residue(out: &mut Vec<u8>, code: &[u8]) {
+    put_varint(out, code.len() as u64);
+    out.extend(code);
+}
+
 /// Reads a stream of at most `max` bytes.
 ///
 /// # Errors

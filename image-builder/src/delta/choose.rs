@@ -301,7 +301,7 @@ fn program(
         old: job.old.clone(),
         new: job.new.first().copied().unwrap_or(Extent { offset: 0, len: 0 }),
         segments: new.segments().to_vec(),
-        ranges: memory_ranges(&old, &new),
+        ranges: if old.relocatable() { Vec::new() } else { memory_ranges(&old, &new) },
         copies: Vec::new(),
     };
     let old_segments = old.segments().to_vec();

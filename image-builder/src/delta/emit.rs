@@ -8,9 +8,10 @@ use super::plan::{Job, Origin, Plan};
 use super::source::Image;
 use anyhow::Result;
 use formats::delta::container::{ShortDigest, short_digest};
-use formats::delta::object::{Copy, Kind, Map, Projector, pieces};
+use formats::delta::object::{Kind, Map, Projector, pieces};
 use formats::delta::ops::{self, Op};
-use formats::delta::stream::put_stream;
+use formats::delta::residue::ResidueEncoder;
+use formats::delta::stream::{put_residue, put_stream};
 use formats::delta::view::View;
 use formats::delta::{MAX_OPS, MAX_PREFIX};
 
@@ -36,7 +37,7 @@ pub struct Emitter<'a> {
 #[derive(Default)]
 struct Group {
     ops: Vec<Op>,
-    diff: Vec<u8>,
+    residue: ResidueEncoder,
     extra: Vec<u8>,
     frames: Vec<u8>,
     /// Objects that are open, metadata last: opening one means reading the old file's headers.
@@ -93,15 +94,16 @@ impl Group {
             self.copy(at, new.len() as u64);
             return;
         }
-        self.diff.extend(new.iter().zip(old).map(|(new, old)| new.wrapping_sub(*old)));
+        self.residue.add(&mut old.to_vec(), &[], new);
         self.ops.push(Op::Diff { old: at, len: new.len() as u64 });
     }
 
-    fn finish(&self, start: u64) -> Result<Vec<u8>> {
+    fn finish(self, start: u64) -> Result<Vec<u8>> {
         let mut out = Vec::new();
-        for bytes in [&ops::encode(&self.ops, start), &self.diff, &self.extra] {
-            put_stream(&mut out, bytes, &pack(bytes, &[], LEVEL)?);
-        }
+        let ops = ops::encode(&self.ops, start);
+        put_stream(&mut out, &ops, &pack(&ops, &[], LEVEL)?);
+        put_residue(&mut out, &self.residue.finish());
+        put_stream(&mut out, &self.extra, &pack(&self.extra, &[], LEVEL)?);
         out.extend_from_slice(&self.frames);
         Ok(out)
     }
@@ -128,9 +130,9 @@ impl Emitter<'_> {
                 Origin::Job(job) => self.part(&mut group, job, from, part)?,
             }
         }
+        let long = ops::encode(&group.ops, start).len() as u64 > MAX_OPS;
         let packed = group.finish(start)?;
         let mut plain = Group::default();
-        let long = ops::encode(&group.ops, start).len() as u64 > MAX_OPS;
         if long || packed.len() * 4 > bytes.len() {
             plain.literal(&bytes);
             let alone = plain.finish(start)?;
@@ -200,10 +202,8 @@ impl Emitter<'_> {
             let (from, to) = ((copy.new - start) as usize, (copy.new + copy.len - start) as usize);
             group.extra.extend_from_slice(&bytes[done..from]);
             let mut predicted = vec![0; to - from];
-            projector.predict(map, self.old, Copy { ..copy }, &mut predicted)?;
-            group
-                .diff
-                .extend(bytes[from..to].iter().zip(&predicted).map(|(new, old)| new.wrapping_sub(*old)));
+            projector.predict(map, self.old, copy, &mut predicted)?;
+            group.residue.add(&mut predicted, projector.classes(), &bytes[from..to]);
             done = to;
         }
         group.extra.extend_from_slice(&bytes[done..]);
