@@ -5,7 +5,8 @@
 //! - [`arch`], [`layout`]: processors, partitions, labels, the state partition's marker
 //! - [`verity`]: the dm-verity hash tree and superblock (kernel `Documentation/admin-guide/device-mapper/verity.rst`)
 //! - [`gpt`], [`dm`], [`efi`]: partition tables, device-mapper and UEFI variables, as bytes
-//! - [`bootargs`], [`entry`]: the signed kernel command line, names of boot entries on the ESP
+//! - [`bootargs`], [`entry`], [`loader`]: the signed kernel command line, names of boot entries on the ESP, and which of
+//!   them systemd-boot starts
 //! - [`boot`]: facts that the init and the early stage hand to the agent
 //! - [`object`]: bytes named by a hash, verified block by block
 //! - [`keys`], [`roles`]: who may sign what, and how that changes
@@ -32,6 +33,7 @@ pub mod gpt;
 pub mod hex;
 pub mod keys;
 pub mod layout;
+pub mod loader;
 pub mod manifest;
 pub mod object;
 pub mod payload;

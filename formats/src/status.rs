@@ -52,6 +52,44 @@ pub struct Status {
     pub agent_rss_bytes: u64,
     /// What an operator should know, worst first.
     pub findings: Vec<Finding>,
+    /// The update in progress and what became of the last one; `None` before the agent has looked.
+    #[serde(default)]
+    pub update: Option<UpdateStatus>,
+}
+
+/// Updates as an operator sees them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateStatus {
+    /// `idle`, `fetching`, `installing`, `trial`, `committing`, `leaving` or `returning`.
+    pub phase: String,
+    /// What goes on, in words.
+    pub text: String,
+    /// Release that is being installed, tried or left.
+    pub version: Option<String>,
+    /// Its roothash.
+    pub roothash: Option<Digest>,
+    /// Where updates come from.
+    pub source: Option<String>,
+    /// What is measured below, as `payload`.
+    pub part: Option<String>,
+    /// Bytes done of the current part.
+    pub done_bytes: u64,
+    /// Bytes of the current part.
+    pub total_bytes: u64,
+    /// Bytes a second over the current part; 0 if unknown.
+    pub rate_bytes: u64,
+    /// Seconds until the current part is done, at that rate.
+    pub eta_s: Option<u64>,
+    /// Bytes fetched for this release since the agent started.
+    pub fetched_bytes: u64,
+    /// Checks of a trial boot that have not passed yet.
+    pub waiting: Vec<String>,
+    /// Newest release that was accepted, as root version and sequence number.
+    pub accepted: Option<(u16, u32)>,
+    /// What became of the last update, in words.
+    pub last: Option<String>,
+    /// Whether the other slot holds a system to go back to.
+    pub can_roll_back: bool,
 }
 
 /// State of the agent.
