@@ -28,6 +28,21 @@ pub struct DeviceProfile {
     pub health: Vec<HealthCheck>,
     /// Two-node settings; `None` for a single node.
     pub ha: Option<HaSettings>,
+    /// Where new releases come from by themselves; `None` if an operator brings them.
+    #[serde(default)]
+    pub update: Option<UpdateSettings>,
+}
+
+/// Where new releases come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateSettings {
+    /// A folder on the device, or an address that begins with `http://` or `https://`.
+    pub source: String,
+    /// How often it is asked, seconds.
+    pub poll_s: u32,
+    /// Channel that is followed; 0 is `stable`.
+    #[serde(default)]
+    pub channel: u8,
 }
 
 /// One layer as built.

@@ -68,6 +68,7 @@ fn profile(arch: Arch) -> Resolved {
             layers: Vec::new(),
             health: Vec::new(),
             ha: None,
+            update: None,
         },
         packages: PACKAGES.iter().map(|name| ((*name).to_owned(), "test 1".to_owned())).collect(),
         debian: debian(arch),

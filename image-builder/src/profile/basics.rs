@@ -135,6 +135,23 @@ pub fn ha(ha: &Ha) -> Option<Finding> {
     }
 }
 
+/// Where updates come from: something that the agent can open, not asked without pause.
+pub fn update(settings: &Settings) -> Option<Finding> {
+    let update = settings.update.as_ref()?;
+    let known = ["http://", "https://", "/"].iter().any(|start| update.source.starts_with(start));
+    if !known || update.source.contains(char::is_whitespace) {
+        return Some(Finding::error(
+            "settings.update.source",
+            format!("`{}` is no source of updates", update.source),
+            "name a web address that begins with http:// or https://, or a folder on the device",
+        ));
+    }
+    (update.poll_s < 60).then(|| {
+        let message = format!("poll_s is {}, but must be 60 or more", update.poll_s);
+        Finding::error("settings.update.poll_s", message, "an hour, 3600, is usual")
+    })
+}
+
 /// Settings that need something of the layers.
 pub fn settings(settings: &Settings, kubernetes: Option<&str>) -> Option<Finding> {
     if settings.registry_mirrors.is_empty() || kubernetes == Some("k3s") {

@@ -11,7 +11,7 @@ use crate::finding::{Finding, join};
 use crate::resolved::{Artefact, Boot, FileContent, ImageFile, Install, Resolved, Units, User};
 use crate::settings::{TextFile, modem, network, system};
 use crate::template::Scope;
-use formats::device::{DEVICE_PROFILE, DeviceLayer, DeviceProfile};
+use formats::device::{DEVICE_PROFILE, DeviceLayer, DeviceProfile, UpdateSettings};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -58,6 +58,11 @@ fn device(filled: &Filled<'_>) -> DeviceProfile {
         layers: layers.collect(),
         health: filled.health.clone(),
         ha: filled.ha.clone(),
+        update: filled.settings.update.as_ref().map(|update| UpdateSettings {
+            source: update.source.clone(),
+            poll_s: update.poll_s,
+            channel: update.channel,
+        }),
     }
 }
 

@@ -254,6 +254,27 @@ pub struct Settings {
     pub kernel_args: Vec<String>,
     /// Partition sizes.
     pub disk: Disk,
+    /// Where new releases come from by themselves.
+    pub update: Option<Update>,
+}
+
+/// Where new releases come from, as [`formats::device::UpdateSettings`] carries it to the device.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    /// A folder on the device, or an address that begins with `http://` or `https://`.
+    pub source: String,
+    /// How often it is asked, seconds.
+    #[serde(default = "hour")]
+    #[schemars(range(min = 60))]
+    pub poll_s: u32,
+    /// Channel that is followed; 0 is `stable`.
+    #[serde(default)]
+    pub channel: u8,
+}
+
+fn hour() -> u32 {
+    3600
 }
 
 /// A person with an account.

@@ -117,6 +117,7 @@ impl<'a> Draft<'a> {
         let kubernetes = self.profile.layers.iter().find(|layer| layer.layer.name() == "kubernetes");
         let distribution = kubernetes.map(|layer| layer.pack.as_str());
         self.findings.extend(basics::settings(&settings, distribution));
+        self.findings.extend(basics::update(&settings));
         let loaded = self.load(arch);
         let board = found.as_ref().map(|(name, board)| (name.as_str(), board.resources));
         self.findings.extend(layers::check(&self.profile.layers, &loaded, &self.packs, board));
