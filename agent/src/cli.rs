@@ -4,9 +4,9 @@ use crate::{early, host_keys, offline, pair, render, run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use formats::status::{SOCKET, Status, Why};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::{BufRead, BufReader, Read, Write};
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use tracing_subscriber::EnvFilter;
 const ANSWER_MAX: u64 = 4 << 20;
 /// How long the agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take over a look at a source on a slow link, or over verifying a slot.
+const LONG_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Looks after a Farhold device: what should run, what runs, and why.
 #[derive(Parser)]
@@ -41,6 +43,34 @@ enum Command {
     Ha(pair::Ha),
     /// Be the third voter of two-node sites
     Witness(pair::Witness),
+    /// Say what an update would do, or do it
+    Update(Update),
+    /// Keep the release on trial without waiting for its checks
+    Commit(Output),
+    /// Give up the update, leave the trial, or go back to the other slot
+    Rollback(Output),
+}
+
+#[derive(Args)]
+struct Update {
+    /// Say what would be done; nothing is changed
+    #[arg(long, required_unless_present = "now", conflicts_with = "now")]
+    plan: bool,
+    /// Look for a release now, and install it
+    #[arg(long)]
+    now: bool,
+    /// Folder or http(s) address of a release, instead of the profile's
+    #[arg(long, value_name = "DIR|URL")]
+    source: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What the agent answers to a request.
+#[derive(Serialize, Deserialize)]
+struct Answer {
+    ok: bool,
+    text: String,
 }
 
 #[derive(Args)]
@@ -62,6 +92,9 @@ pub fn main() -> ExitCode {
         Command::Why(output) => why(&output),
         Command::Ha(ha) => ha.run(),
         Command::Witness(witness) => witness.run(),
+        Command::Update(update) => do_update(&update),
+        Command::Commit(output) => request("commit", &output),
+        Command::Rollback(output) => request("rollback", &output),
     };
     done.unwrap_or_else(|error| {
         eprintln!("farhold-agent: {error:#}");
@@ -94,6 +127,49 @@ fn why(output: &Output) -> Result<ExitCode> {
     Ok(code)
 }
 
+fn do_update(update: &Update) -> Result<ExitCode> {
+    let intent = if update.now { "now" } else { "plan" };
+    let source = update.source.as_deref().map(absolute).transpose()?.unwrap_or_default();
+    let code = request(format!("update {intent} {source}").trim(), &update.output)?;
+    if update.now && code == ExitCode::SUCCESS && !update.output.json && std::io::stderr().is_terminal() {
+        follow()?;
+    }
+    Ok(code)
+}
+
+/// The agent has another working folder than its caller.
+fn absolute(source: &str) -> Result<String> {
+    anyhow::ensure!(!source.contains(char::is_whitespace), "the source `{source}` has blanks in its name");
+    if source.contains("://") {
+        return Ok(source.to_owned());
+    }
+    let path = std::path::absolute(source).with_context(|| format!("find {source}"))?;
+    path.into_os_string().into_string().ok().with_context(|| format!("the name of {source} is not UTF-8"))
+}
+
+/// Shows progress until the machine restarts or the update ends.
+fn follow() -> Result<()> {
+    loop {
+        let update = ask::<Status>("status")?.update.unwrap_or_default();
+        eprint!("\r\x1b[K{}", render::progress(&update));
+        if !matches!(update.phase.as_str(), "fetching" | "installing") {
+            eprintln!();
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn request(words: &str, output: &Output) -> Result<ExitCode> {
+    let answer: Answer = ask_within(words, LONG_PATIENCE)?;
+    if answer.ok || output.json {
+        print(output, &answer, |answer| format!("{}\n", answer.text))?;
+    } else {
+        eprintln!("farhold-agent: {}", answer.text);
+    }
+    Ok(if answer.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn print<T: Serialize>(output: &Output, value: &T, human: fn(&T) -> String) -> Result<()> {
     let text = if output.json {
         format!("{}\n", serde_json::to_string_pretty(value).context("encode the answer")?)
@@ -104,8 +180,12 @@ fn print<T: Serialize>(output: &Output, value: &T, human: fn(&T) -> String) -> R
 }
 
 fn ask<T: DeserializeOwned>(word: &str) -> Result<T> {
+    ask_within(word, PATIENCE)
+}
+
+fn ask_within<T: DeserializeOwned>(word: &str, patience: Duration) -> Result<T> {
     let mut stream = UnixStream::connect(SOCKET).with_context(|| format!("connect to {SOCKET}"))?;
-    stream.set_read_timeout(Some(PATIENCE)).context("set a time limit")?;
+    stream.set_read_timeout(Some(patience)).context("set a time limit")?;
     stream.write_all(format!("{word}\n").as_bytes()).with_context(|| format!("ask on {SOCKET}"))?;
     let mut line = String::new();
     BufReader::new(stream)

@@ -20,6 +20,7 @@ pub fn of(state: &State) -> Vec<Finding> {
     partition(state, &mut all);
     store(state, &mut all);
     system(state, &mut all);
+    all.extend(state.update.iter().flat_map(|view| view.findings.clone()));
     all.sort_by_key(|finding| finding.severity);
     all
 }
@@ -250,5 +251,6 @@ pub fn because(state: &State) -> Vec<String> {
         }
         None => "/var was not prepared by Farhold's early stage.".into(),
     });
+    because.extend(state.update.iter().flat_map(|view| view.because.clone()));
     because
 }

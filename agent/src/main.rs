@@ -1,7 +1,8 @@
 //! `farhold-agent`: the daemon and the command on the device.
 //!
 //! Data flows `early` (before systemd: state partition, `/var`, `/etc`) → `run` (the loop: event → `step` → `store` →
-//! effects) → `serve` and `render` (what others see). `io` holds one outside thing per file. Pure: `step`, `findings`,
+//! effects) → `serve` and `render` (what others see). `update` fetches and installs releases, `updates` joins it to the
+//! loop. `io` holds one outside thing per file. Pure: `step`, `findings`,
 //! `render`, `early/decide`, `early/allow`.
 
 mod cli;
@@ -17,6 +18,8 @@ mod run;
 mod serve;
 mod step;
 mod store;
+mod update;
+mod updates;
 
 fn main() -> std::process::ExitCode {
     cli::main()

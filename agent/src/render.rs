@@ -1,7 +1,7 @@
 //! Status and reasons as text for people: one screen, worst first. Pure.
 
 use formats::boot::StateFacts;
-use formats::status::{AgentState, EventLine, Finding, Severity, Status, Why};
+use formats::status::{AgentState, EventLine, Finding, Severity, Status, UpdateStatus, Why};
 use std::fmt::Write;
 
 /// Events that fit on a screen.
@@ -38,9 +38,34 @@ pub fn status(status: &Status) -> String {
         row("desired", desired(status)),
         row("state", state(status.state.as_ref())),
         row("system", system(status)),
+        row("update", status.update.as_ref().map_or("-".into(), update)),
     ];
     debug_assert!(rows.iter().all(Result::is_ok), "writing to a string does not fail");
     out + &findings(&status.findings)
+}
+
+fn update(update: &UpdateStatus) -> String {
+    let mut text = update.text.clone();
+    if update.part.is_some() {
+        text.push_str(&format!("\n          {}", progress(update)));
+    }
+    for check in &update.waiting {
+        text.push_str(&format!("\n          waits for {check}"));
+    }
+    if let Some(last) = &update.last {
+        text.push_str(&format!("\n          {last}"));
+    }
+    text
+}
+
+/// How far an update is, in one line.
+pub fn progress(update: &UpdateStatus) -> String {
+    let UpdateStatus { done_bytes, total_bytes, rate_bytes, .. } = *update;
+    let Some(part) = &update.part else { return update.text.clone() };
+    let percent = (done_bytes * 100).checked_div(total_bytes).unwrap_or(0);
+    let rate = if rate_bytes == 0 { String::new() } else { format!(", {} KiB/s", rate_bytes >> 10) };
+    let eta = update.eta_s.map_or(String::new(), |eta| format!(", {} left", seconds(eta * 1000)));
+    format!("{part} {} of {} KiB ({percent} %){rate}{eta}", done_bytes >> 10, total_bytes >> 10)
 }
 
 fn or_dash(text: &str) -> &str {

@@ -6,7 +6,10 @@ use crate::observe;
 use crate::serve::{self, Request};
 use crate::step::{Booted, Effect, Event, State};
 use crate::store::{self, Record, Store};
+use crate::update::step as update;
+use crate::updates::{Asked, Updates};
 use anyhow::{Context, Result};
+use formats::status::Desired;
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
@@ -32,7 +35,11 @@ struct Agent {
     store: Option<Store>,
     pending: Vec<Record>,
     looked: Option<Instant>,
+    updates: Updates,
 }
+
+/// Events of the update engine that wait at once.
+const EVENTS: usize = 32;
 
 /// Runs until it is told to stop.
 ///
@@ -54,7 +61,8 @@ async fn main_loop() -> Result<()> {
     let for_port = send.clone();
     let port = std::thread::Builder::new().name("port".into()).stack_size(128 << 10);
     port.spawn(move || serve::port(&for_port)).context("start the port's thread")?;
-    let mut agent = Agent::start();
+    let (report, mut reports) = mpsc::channel(EVENTS);
+    let mut agent = Agent::start(report)?;
     notify::send("READY=1\nSTATUS=serving")?;
     let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
     let mut feed = tokio::time::interval(notify::watchdog_interval().unwrap_or(IDLE));
@@ -62,12 +70,16 @@ async fn main_loop() -> Result<()> {
     tokio::pin!(settled);
     let mut waiting = true;
     loop {
+        let wake = agent.updates.wake();
         tokio::select! {
             () = &mut settled, if waiting => {
                 waiting = false;
                 let look = look().await?;
                 agent.handle(Event::Settled(look));
+                agent.update(update::Event::Settled);
             }
+            Some(event) = reports.recv() => agent.update(event),
+            () = tokio::time::sleep(wake.unwrap_or(IDLE)), if wake.is_some() => agent.update(update::Event::Tick),
             Ok((stream, _)) = listener.accept() => {
                 tokio::spawn(serve_client(stream, send.clone()));
             }
@@ -106,7 +118,7 @@ async fn look() -> Result<crate::step::Look> {
 }
 
 impl Agent {
-    fn start() -> Self {
+    fn start(report: mpsc::Sender<update::Event>) -> Result<Self> {
         let facts = observe::facts();
         let (store, mut condition) = store::open(Path::new(STATE_STORE));
         let loaded = match store.as_ref().map(Store::load) {
@@ -118,9 +130,41 @@ impl Agent {
             None => store::Loaded::default(),
         };
         tracing::info!(?condition, "store opened");
-        let mut agent = Self { state: Some(State::new()), store, pending: Vec::new(), looked: None };
+        let updates = Updates::default();
+        let mut agent = Self { state: Some(State::new()), store, pending: Vec::new(), looked: None, updates };
+        let memory = loaded.update.clone();
         agent.handle(Event::Booted(Box::new(Booted { facts, loaded, condition })));
-        agent
+        if let Some(state) = &agent.state {
+            let started = agent.updates.start(state, memory, report)?;
+            agent.update(started);
+        }
+        Ok(agent)
+    }
+
+    /// One turn of the update engine: what it remembers is durable before anything is done.
+    fn update(&mut self, event: update::Event) {
+        let mut outcome = self.updates.step(event);
+        if let Some(memory) = outcome.memory.take() {
+            let written = match self.store.as_mut() {
+                Some(store) => store.record(&[Record::Update(memory)]).map_err(|error| error.to_string()),
+                None => Err("the database cannot be opened".to_owned()),
+            };
+            if let Err(why) = written
+                && outcome.must_keep
+            {
+                tracing::error!(why, "the update engine's memory is not durable; nothing is done");
+                self.updates.forget(why);
+                return;
+            }
+        }
+        let committed = outcome.committed.take().map(|release| Desired {
+            version: release.version,
+            roothash: release.roothash,
+            source: "update".into(),
+        });
+        let notes = std::mem::take(&mut outcome.notes);
+        self.handle(Event::Updated(Box::new(self.updates.view()), notes, committed));
+        self.updates.perform(outcome);
     }
 
     /// One turn of the loop.
@@ -187,6 +231,14 @@ impl Agent {
     }
 
     async fn answer(&mut self, request: Request) -> Result<()> {
+        let request = match self.updates.take(request) {
+            Asked::Event(event) => {
+                self.update(event);
+                return Ok(());
+            }
+            Asked::Answered => return Ok(()),
+            Asked::Other(request) => request,
+        };
         if self.looked.is_none_or(|at| at.elapsed() > LOOK_GOOD) {
             let look = look().await?;
             self.handle(Event::Looked(look));
@@ -196,7 +248,7 @@ impl Agent {
             "status" => serde_json::to_string(&state.status(boot_ms(), observe::rss_bytes())),
             "why" => serde_json::to_string(&state.why()),
             word => serde_json::to_string(&json!({
-                "error": format!("unknown word `{}`, must be `status` or `why`", word.escape_debug())
+                "error": format!("unknown word `{}`, must be `status`, `why`, `update plan`, `update now`, `commit` or `rollback`", word.escape_debug())
             })),
         };
         // A client that has gone away needs no answer.

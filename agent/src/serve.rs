@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 /// Longest request, bytes.
-const REQUEST_MAX: u64 = 256;
+const REQUEST_MAX: u64 = 1024;
 /// How long a client may take over a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks whether somebody has connected to the virtio-serial port.
@@ -24,8 +24,10 @@ pub const QUEUE: usize = 16;
 
 /// A request for the loop.
 pub struct Request {
-    /// The word.
+    /// The line: a word, and what belongs to it.
     pub word: String,
+    /// Whether the superuser of this machine asks.
+    pub from_root: bool,
     /// Where the answer goes: one line of JSON, without the newline.
     pub answer: oneshot::Sender<String>,
 }
@@ -43,7 +45,7 @@ pub fn listen() -> Result<UnixListener> {
         fs::remove_file(path).with_context(|| format!("remove old {SOCKET}"))?;
     }
     let listener = UnixListener::bind(path).with_context(|| format!("listen on {SOCKET}"))?;
-    // Any local user may ask; there is no word that changes anything.
+    // Any local user may ask; words that change anything are taken from the superuser only.
     fs::set_permissions(path, Permissions::from_mode(0o666))
         .with_context(|| format!("open {SOCKET} to all"))?;
     Ok(listener)
@@ -54,6 +56,7 @@ pub fn listen() -> Result<UnixListener> {
 /// # Errors
 /// The connection's.
 pub async fn connection(stream: UnixStream, requests: mpsc::Sender<Request>) -> Result<()> {
+    let from_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
     let (read, mut write) = stream.into_split();
     let mut read = tokio::io::BufReader::new(read);
     loop {
@@ -64,7 +67,10 @@ pub async fn connection(stream: UnixStream, requests: mpsc::Sender<Request>) -> 
             return Ok(());
         }
         let (answer, answered) = oneshot::channel();
-        requests.send(Request { word: word(&line), answer }).await.context("the loop has ended")?;
+        requests
+            .send(Request { word: word(&line), from_root, answer })
+            .await
+            .context("the loop has ended")?;
         let text = answered.await.context("no answer")?;
         tokio::time::timeout(PATIENCE, write.write_all(format!("{text}\n").as_bytes()))
             .await
@@ -107,7 +113,7 @@ fn port_session(path: &Path, requests: &mpsc::Sender<Request>) -> Result<()> {
     let writer = device.try_clone().context("share the port")?;
     answer_lines(BufReader::new(device), writer, |word| {
         let (answer, answered) = oneshot::channel();
-        requests.blocking_send(Request { word, answer }).context("the loop has ended")?;
+        requests.blocking_send(Request { word, from_root: false, answer }).context("the loop has ended")?;
         answered.blocking_recv().context("no answer")
     })
 }
@@ -136,9 +142,9 @@ mod tests {
     #[test]
     fn each_line_gets_a_line_and_endless_ones_are_cut() {
         let mut out = Vec::new();
-        let input = [b"status\r\n\nwhy\n".as_slice(), &[b'x'; 1000], b"\n"].concat();
+        let input = [b"status\r\n\nwhy\n".as_slice(), &[b'x'; 4000], b"\n"].concat();
         answer_lines(input.as_slice(), &mut out, |word| Ok(format!("<{}>", word.len()))).unwrap();
-        let expected = "<6>\n<3>\n<256>\n<256>\n<256>\n<232>\n";
+        let expected = "<6>\n<3>\n<1024>\n<1024>\n<1024>\n<928>\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 

@@ -7,6 +7,7 @@
 use crate::findings;
 use crate::io::systemd::SystemView;
 use crate::store::{Condition, Loaded, Record};
+use crate::update::view::View;
 use formats::boot::{BootFacts, EarlyFacts, StateFacts};
 use formats::efi::Fallback;
 use formats::status::{
@@ -80,6 +81,9 @@ pub enum Event {
     StoreFailed(String),
     /// Records were made durable again.
     StoreWorks,
+    /// The update engine has got on: what people see of it, what happened (code and text), and a release that should run
+    /// from now on.
+    Updated(Box<View>, Vec<(&'static str, String)>, Option<Desired>),
 }
 
 /// What is to be done, besides the records.
@@ -112,6 +116,8 @@ pub struct State {
     pub events: Vec<EventLine>,
     /// Milliseconds since the kernel started, when the agent was ready; 0 before.
     pub ready_ms: u64,
+    /// The update engine, as people see it.
+    pub update: Option<View>,
 }
 
 /// What a step leads to, in this order: `records` are made durable before `effects` are done.
@@ -139,6 +145,7 @@ impl State {
             boots: 0,
             events: Vec::new(),
             ready_ms: 0,
+            update: None,
         }
     }
 
@@ -159,6 +166,16 @@ impl State {
             Event::Looked(look) => self.look = look,
             Event::StoreFailed(why) => self.store_failure = Some(why),
             Event::StoreWorks => self.store_failure = None,
+            Event::Updated(view, notes, desired) => {
+                self.update = Some(*view);
+                for (code, text) in notes {
+                    self.event(&mut outcome, now_ms, code, text);
+                }
+                if let Some(desired) = desired {
+                    outcome.records.push(Record::Desired(desired.clone()));
+                    self.desired = Some(desired);
+                }
+            }
         }
         if self.ready_ms > 0 {
             let worst = self.findings().first().map(|finding| finding.severity);
@@ -271,6 +288,7 @@ impl State {
             ready_ms: self.ready_ms,
             agent_rss_bytes: rss_bytes,
             findings: self.findings(),
+            update: self.update.as_ref().map(|view| view.status.clone()),
         }
     }
 

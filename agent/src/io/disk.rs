@@ -1,9 +1,10 @@
 //! A disk as bytes, with an explicit flush; the seam at which tests cut the power.
 
 use anyhow::{Context, Result};
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Bytes that survive only from [`Disk::sync`] on. Until then each 512-byte sector may be kept, lost or, with its
@@ -16,6 +17,14 @@ pub trait Disk {
     /// # Errors
     /// The device's, or if the range ends beyond the disk.
     fn read(&self, at: u64, into: &mut [u8]) -> Result<()>;
+    /// Reads what the medium itself returns, past the caches of this machine; `at` and length are multiples of 4096.
+    /// What was not flushed may be missing.
+    ///
+    /// # Errors
+    /// As [`Disk::read`].
+    fn read_back(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        self.read(at, into)
+    }
     /// Writes all bytes.
     ///
     /// # Errors
@@ -28,9 +37,50 @@ pub trait Disk {
     fn sync(&mut self) -> Result<()>;
 }
 
-/// A disk of the machine.
+impl<D: Disk + ?Sized> Disk for &mut D {
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        (**self).read(at, into)
+    }
+    fn read_back(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        (**self).read_back(at, into)
+    }
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        (**self).write(at, bytes)
+    }
+    fn sync(&mut self) -> Result<()> {
+        (**self).sync()
+    }
+}
+
+impl Disk for Box<dyn Disk> {
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        (**self).read(at, into)
+    }
+    fn read_back(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        (**self).read_back(at, into)
+    }
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        (**self).write(at, bytes)
+    }
+    fn sync(&mut self) -> Result<()> {
+        (**self).sync()
+    }
+}
+
+/// Alignment that every disk accepts for reads past the cache.
+const ALIGNMENT: usize = 4096;
+
+/// A disk or partition of the machine, or a file that stands for one.
 pub struct BlockDevice {
     file: File,
+    /// Opened past the page cache; `None` where the file system does not offer it.
+    direct: Option<File>,
     name: String,
     bytes: u64,
 }
@@ -48,7 +98,28 @@ impl BlockDevice {
             .open(path)
             .with_context(|| format!("open disk {name}"))?;
         let bytes = file.seek(SeekFrom::End(0)).with_context(|| format!("read the size of {name}"))?;
-        Ok(Self { file, name, bytes })
+        let direct = OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(path).ok();
+        Ok(Self { file, direct, name, bytes })
+    }
+
+    /// Opens a disk for reading only.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn open_for_reading(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let mut file = File::open(path).with_context(|| format!("open disk {name}"))?;
+        let bytes = file.seek(SeekFrom::End(0)).with_context(|| format!("read the size of {name}"))?;
+        Ok(Self { file, direct: None, name, bytes })
+    }
+
+    fn read_direct(&self, direct: &File, at: u64, into: &mut [u8]) -> std::io::Result<()> {
+        let mut buffer = vec![0u8; into.len() + ALIGNMENT];
+        let from = buffer.as_ptr().align_offset(ALIGNMENT);
+        let aligned = &mut buffer[from..from + into.len()];
+        direct.read_exact_at(aligned, at)?;
+        into.copy_from_slice(aligned);
+        Ok(())
     }
 }
 
@@ -61,6 +132,18 @@ impl Disk for BlockDevice {
         self.file
             .read_exact_at(into, at)
             .with_context(|| format!("read {bytes} bytes at {at} of {}", self.name))
+    }
+    fn read_back(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        if let Some(direct) = &self.direct
+            && self.read_direct(direct, at, into).is_ok()
+        {
+            return Ok(());
+        }
+        // Without direct reads the cache is at least told to forget what it holds.
+        let (from, count) = (i64::try_from(at)?, i64::try_from(into.len())?);
+        posix_fadvise(&self.file, from, count, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .with_context(|| format!("drop the cache of {}", self.name))?;
+        self.read(at, into)
     }
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         let count = bytes.len();
@@ -144,6 +227,10 @@ pub mod fault {
         }
         fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
             into.copy_from_slice(&self.live[at as usize..at as usize + into.len()]);
+            Ok(())
+        }
+        fn read_back(&self, at: u64, into: &mut [u8]) -> Result<()> {
+            into.copy_from_slice(&self.durable[at as usize..at as usize + into.len()]);
             Ok(())
         }
         fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {

@@ -108,8 +108,13 @@ fn a_first_boot_records_the_factory_release_before_it_is_announced() {
 fn a_second_boot_keeps_what_is_desired_and_says_if_something_else_runs() {
     let mut booted = healthy();
     let desired = Desired { version: "2.0.0".into(), roothash: Digest([1; 32]), source: "operator".into() };
-    booted.loaded =
-        Loaded { desired: Some(desired.clone()), observed: Some(observed()), events: Vec::new(), boots: 7 };
+    booted.loaded = Loaded {
+        desired: Some(desired.clone()),
+        observed: Some(observed()),
+        events: Vec::new(),
+        boots: 7,
+        ..Loaded::default()
+    };
     let (state, outcome) = start(booted);
     assert_eq!((state.desired.clone(), state.boots), (Some(desired), 8));
     assert!(!outcome.records.iter().any(|r| matches!(r, Record::Desired(_) | Record::Observed(_))));

@@ -10,6 +10,7 @@ mod schema;
 
 pub use open::{Condition, open, open_for_reading};
 
+use crate::update::state::Memory;
 use formats::layout::Slot;
 use formats::status::{Desired, EventLine, Observed};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
@@ -41,6 +42,8 @@ pub enum Record {
     Desired(Desired),
     /// Something that happened.
     Event(EventLine),
+    /// What the update engine remembers.
+    Update(Box<Memory>),
 }
 
 /// What was remembered.
@@ -54,6 +57,8 @@ pub struct Loaded {
     pub events: Vec<EventLine>,
     /// Boots counted so far.
     pub boots: u64,
+    /// What the update engine remembers.
+    pub update: Memory,
 }
 
 /// What kind of failure a database error is.
@@ -148,8 +153,18 @@ impl Store {
         })?;
         let events = events.collect::<rusqlite::Result<_>>()?;
         let boots = db.query_row("SELECT coalesce(max(seq), 0) FROM boots", [], |row| row.get(0))?;
-        Ok(Loaded { desired, observed, events, boots })
+        Ok(Loaded { desired, observed, events, boots, update: update(db)? })
     }
+}
+
+/// A database that was salvaged may lack the row; one that an older agent wrote lacks the table.
+fn update(db: &Connection) -> rusqlite::Result<Memory> {
+    if schema::version(db)? < 2 {
+        return Ok(Memory::default());
+    }
+    let row = db.query_row("SELECT json FROM update_memory", [], |row| row.get::<_, String>(0)).optional()?;
+    let Some(text) = row else { return Ok(Memory::default()) };
+    serde_json::from_str(&text).map_err(|error| damaged(0, format!("update_memory: {error}")))
 }
 
 fn write(db: &Transaction<'_>, record: &Record) -> rusqlite::Result<usize> {
@@ -176,6 +191,10 @@ fn write(db: &Transaction<'_>, record: &Record) -> rusqlite::Result<usize> {
             "INSERT INTO events (boot_id, uptime_ms, code, text) VALUES (?1, ?2, ?3, ?4)",
             params![boot_id, uptime_ms, code, text],
         ),
+        Record::Update(memory) => {
+            let text = serde_json::to_string(memory).map_err(|error| damaged(0, error.to_string()))?;
+            db.execute("INSERT OR REPLACE INTO update_memory (id, json) VALUES (1, ?1)", params![text])
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use rusqlite::Connection;
 
 /// The migrations in order.
-pub const MIGRATIONS: [&str; 1] = [
+pub const MIGRATIONS: [&str; 2] = [
     // 1: one row each of what should run and what runs; boots and events in order.
     "CREATE TABLE desired (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -27,14 +27,17 @@ pub const MIGRATIONS: [&str; 1] = [
         uptime_ms INTEGER NOT NULL,
         code TEXT NOT NULL, text TEXT NOT NULL
      ) STRICT;",
+    // 2: what the update engine remembers, one JSON document.
+    "CREATE TABLE update_memory (id INTEGER PRIMARY KEY CHECK (id = 1), json TEXT NOT NULL) STRICT;",
 ];
 
 /// Tables that a salvage copies, with their columns.
-pub const TABLES: [(&str, &str); 4] = [
+pub const TABLES: [(&str, &str); 5] = [
     ("desired", "id, version, roothash, source"),
     ("observed", "id, slot, roothash, version, kernel"),
     ("boots", "seq, boot_id, slot, roothash, version, trial"),
     ("events", "seq, boot_id, uptime_ms, code, text"),
+    ("update_memory", "id, json"),
 ];
 
 /// The version that this program writes.

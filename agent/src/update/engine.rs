@@ -1,0 +1,286 @@
+//! Performs the effects of `step` on a thread of its own and reports back with events. Decides nothing.
+
+use crate::io::clock::boot_ms;
+use crate::update::carrier::{self, Carrier, Failure};
+use crate::update::fetch::{Control, Interval};
+use crate::update::health;
+use crate::update::install::{self, Failed, Platform, Work};
+use crate::update::machine::Machine;
+use crate::update::slot::VerifiedSlot;
+use crate::update::state::{Attempt, Progress};
+use crate::update::step::{Effect, Event, Fault, Offered, Part};
+use anyhow::{Context, Result};
+use formats::arch::Arch;
+use formats::catalogue::MAX_CATALOGUE_BYTES;
+use formats::device::HealthCheck;
+use formats::frame::{MAX_FRAME_BYTES, Scope, target_tag};
+use formats::hex::Digest;
+use formats::repository;
+use formats::roles::MAX_CHAIN_BYTES;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use tokio::sync::mpsc::Sender;
+
+/// Between two reports of progress, ms.
+const REPORT_MS: u64 = 500;
+/// The decoder's tables live on the heap; TLS needs some of this.
+const STACK: usize = 1 << 20;
+
+/// What jobs need to know of the device.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Storage.
+    pub machine: Machine,
+    /// Roothash of the running slot.
+    pub running: Digest,
+    /// Product, board, processor.
+    pub target: (String, String, Arch),
+    /// Channel that is followed.
+    pub channel: u8,
+    /// Declared checks.
+    pub checks: Vec<HealthCheck>,
+}
+
+/// The engine's thread, seen from the loop.
+pub struct Engine {
+    send: mpsc::Sender<Effect>,
+    /// The job that is wanted; others end.
+    wanted: Arc<AtomicU32>,
+}
+
+impl Engine {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If there is none to be had.
+    pub fn start(surroundings: Surroundings, events: Sender<Event>) -> Result<Self> {
+        let (send, effects) = mpsc::channel();
+        let wanted = Arc::new(AtomicU32::new(0));
+        let mut worker = Worker { surroundings, events, wanted: wanted.clone(), verified: None };
+        let thread = std::thread::Builder::new().name("update".into()).stack_size(STACK);
+        thread
+            .spawn(move || {
+                for effect in effects {
+                    worker.perform(effect);
+                }
+            })
+            .context("start the update thread")?;
+        Ok(Self { send, wanted })
+    }
+
+    /// Hands over an effect.
+    pub fn perform(&self, effect: Effect) {
+        match &effect {
+            Effect::Fetch(job, _)
+            | Effect::Install(job, _)
+            | Effect::Enter(job, _)
+            | Effect::VerifyOther(job) => {
+                self.wanted.store(*job, Ordering::Relaxed);
+            }
+            Effect::Cancel => self.wanted.store(0, Ordering::Relaxed),
+            Effect::ReadAnnouncement(_)
+            | Effect::ReadRoots(..)
+            | Effect::ReadManifest(..)
+            | Effect::Baseline
+            | Effect::Probe(_)
+            | Effect::Entry(..)
+            | Effect::Restart(_)
+            | Effect::Discard => {}
+        }
+        if self.send.send(effect).is_err() {
+            tracing::error!("the update thread has ended; restart the agent");
+        }
+    }
+}
+
+struct Worker {
+    surroundings: Surroundings,
+    events: Sender<Event>,
+    wanted: Arc<AtomicU32>,
+    /// Proof from an installation in this boot.
+    verified: Option<VerifiedSlot>,
+}
+
+/// Reports of one job.
+struct Reports {
+    job: u32,
+    events: Sender<Event>,
+    wanted: Arc<AtomicU32>,
+    reported_ms: u64,
+    bytes: u64,
+}
+
+impl Control for Reports {
+    fn stopped(&self) -> bool {
+        self.job != 0 && self.wanted.load(Ordering::Relaxed) != self.job
+    }
+    fn now_ms(&self) -> u64 {
+        boot_ms()
+    }
+    fn progress(&mut self, part: &'static str, done: u64, total: u64) {
+        let now_ms = boot_ms();
+        if now_ms < self.reported_ms + REPORT_MS {
+            return;
+        }
+        self.reported_ms = now_ms;
+        // A loop that is busy hears the next one.
+        drop(self.events.try_send(Event::Progress(self.job, Progress { part, done, total })));
+        if self.bytes > 0 && self.events.try_send(Event::Bytes(self.job, self.bytes)).is_ok() {
+            self.bytes = 0;
+        }
+    }
+    fn fetched(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+}
+
+impl Worker {
+    fn perform(&mut self, effect: Effect) {
+        tracing::debug!(?effect, "update");
+        let event = match effect {
+            Effect::ReadAnnouncement(source) => report(self.announcement(&source).map(Event::Announcement)),
+            Effect::ReadRoots(source, frame) => {
+                let read = open(&source).and_then(|mut c| c.whole(repository::ROOTS, MAX_CHAIN_BYTES as u64));
+                report(read.map(|roots| Event::Roots(roots, frame)))
+            }
+            Effect::ReadManifest(source, id, bytes) => {
+                report(self.offered(&source, id, bytes).map(|offered| Event::Manifest(Box::new(offered))))
+            }
+            Effect::Fetch(job, attempt) => self.job(job, Part::Slot, |worker, work| {
+                let mut carrier = open(&attempt.source).map_err(|failure| (Part::Slot, failure))?;
+                worker.verified = None;
+                install::fetch(work, &attempt, carrier.as_mut()).map(|()| Event::Fetched(job))
+            }),
+            Effect::Install(job, attempt) => self.job(job, Part::Slot, |worker, work| {
+                worker.verified = Some(install::install(work, &attempt)?);
+                Ok(Event::Installed(job))
+            }),
+            Effect::Enter(job, attempt) => self.job(job, Part::Uki, |worker, work| {
+                let slot = worker.proof(work, &attempt)?;
+                install::enter(work, &attempt, &slot).map(|()| Event::Entered(job))
+            }),
+            Effect::VerifyOther(job) => self.other(job),
+            Effect::Baseline => Event::Baseline(self.failing()),
+            Effect::Probe(names) => Event::Probed(self.probe(&names)),
+            Effect::Entry(operation, release) => {
+                let found = self.work(0, |_, work| install::entry(work, operation, &release));
+                Event::Entry(operation, found.map_err(|error| format!("{error:#}")))
+            }
+            Effect::Discard => {
+                if let Err(error) = self.surroundings.machine.discard() {
+                    tracing::warn!(error = format!("{error:#}"), "what was fetched stays");
+                }
+                return;
+            }
+            Effect::Cancel | Effect::Restart(_) => return,
+        };
+        if self.events.blocking_send(event).is_err() {
+            tracing::debug!("the loop has ended");
+        }
+    }
+
+    fn work<T>(&mut self, job: u32, act: impl FnOnce(&mut Self, &mut Work<'_>) -> T) -> T {
+        let mut machine = self.surroundings.machine.clone();
+        let (events, wanted) = (self.events.clone(), self.wanted.clone());
+        let mut control = Reports { job, events, wanted, reported_ms: 0, bytes: 0 };
+        let running = self.surroundings.running;
+        let mut work =
+            Work { platform: &mut machine, control: &mut control, running, interval: Interval::USUAL };
+        let done = act(self, &mut work);
+        if control.bytes > 0 {
+            drop(self.events.try_send(Event::Bytes(job, control.bytes)));
+        }
+        done
+    }
+
+    fn job(
+        &mut self,
+        job: u32,
+        part: Part,
+        act: impl FnOnce(&mut Self, &mut Work<'_>) -> Result<Event, Failed>,
+    ) -> Event {
+        tracing::info!(job, ?part, "update job");
+        match self.work(job, act) {
+            Ok(event) => event,
+            Err((part, failure)) => Event::Failed(job, part, failure.fault, failure.why),
+        }
+    }
+
+    /// The proof of this boot's installation, or a new one.
+    fn proof(&mut self, work: &mut Work<'_>, attempt: &Attempt) -> Result<VerifiedSlot, Failed> {
+        let roothash = attempt.plan.roothash;
+        if let Some(slot) = self.verified.take().filter(|slot| slot.roothash() == roothash) {
+            return Ok(slot);
+        }
+        install::verify_other(work, roothash)
+            .map_err(|error| (Part::Slot, Failure::new(Fault::Incomplete, format!("{error:#}"))))
+    }
+
+    fn announcement(&self, source: &str) -> Result<Vec<u8>, Failure> {
+        let mut carrier = open(source)?;
+        let (product, board, arch) = &self.surroundings.target;
+        let tag = target_tag(product, board, *arch);
+        let name = repository::announcement(&tag, self.surroundings.channel, Scope::All);
+        match carrier.whole(&name, MAX_FRAME_BYTES as u64) {
+            Err(failure) if failure.fault == Fault::Absent => {
+                carrier.whole(repository::ANNOUNCE, MAX_FRAME_BYTES as u64)
+            }
+            other => other,
+        }
+    }
+
+    fn offered(&mut self, source: &str, id: Digest, bytes: u32) -> Result<Offered, Failure> {
+        let mut carrier = open(source)?;
+        let manifest = carrier.whole(&repository::object(&id), bytes.into())?;
+        let running = self.surroundings.running;
+        let mut catalogue = None;
+        for base in [Some(&running), None] {
+            match carrier.whole(&repository::catalogue(&id, base), MAX_CATALOGUE_BYTES as u64) {
+                Ok(bytes) => {
+                    catalogue = Some(bytes);
+                    break;
+                }
+                // Without a catalogue the release's own payloads do.
+                Err(failure) => tracing::debug!(why = failure.why, "no catalogue"),
+            }
+        }
+        let room = install::room(&mut self.surroundings.machine, running)
+            .map_err(|error| Failure::local(&error.context("look how much room there is")))?;
+        Ok(Offered { manifest, catalogue, room })
+    }
+
+    fn other(&mut self, job: u32) -> Event {
+        let complete = |worker: &mut Self, work: &mut Work<'_>| -> Result<_> {
+            let mut first = [0; 2 * formats::verity::BLOCK];
+            work.platform.open(install::Volume::OtherVerity)?.read(0, &mut first)?;
+            let (superblock, top) = first.split_at(formats::verity::BLOCK);
+            let parameters = formats::verity::Parameters::parse(superblock)?;
+            tracing::info!(slot = %worker.surroundings.machine.other, "verifying the other slot");
+            install::other_release(work, Digest(parameters.hash(top)))
+        };
+        let found = self.work(job, complete).map_err(|error| format!("{error:#}"));
+        Event::OtherVerified(job, found)
+    }
+
+    fn probe(&self, names: &[String]) -> Vec<(String, Result<(), String>)> {
+        let named = self.surroundings.checks.iter().filter(|check| names.contains(&check.name));
+        let attempt =
+            |check: &HealthCheck| health::attempt(&check.probe).map_err(|error| format!("{error:#}"));
+        named.map(|check| (check.name.clone(), attempt(check))).collect()
+    }
+
+    fn failing(&self) -> Vec<String> {
+        let names: Vec<String> = self.surroundings.checks.iter().map(|check| check.name.clone()).collect();
+        let failed = self.probe(&names).into_iter().filter(|(_, result)| result.is_err());
+        failed.map(|(name, _)| name).collect()
+    }
+}
+
+fn open(source: &str) -> Result<Box<dyn Carrier>, Failure> {
+    carrier::open(source)
+}
+
+fn report(read: Result<Event, Failure>) -> Event {
+    read.unwrap_or_else(|failure| Event::Unread(failure.why, failure.fault))
+}

@@ -1,0 +1,114 @@
+//! Reads what the update engine must know of this boot: trust anchor, signs of a crash, the profile's settings.
+
+use crate::step::Facts as BootFacts;
+use crate::store::Condition;
+use crate::update::engine::Surroundings;
+use crate::update::machine::Machine;
+use crate::update::state::{Memory, Release};
+use crate::update::step::{Facts, words};
+use formats::arch::Arch;
+use formats::boot::StateFacts;
+use formats::device::{DEVICE_PROFILE, DeviceProfile};
+use formats::roles::{Chain, MAX_CHAIN_BYTES, Root, TRUST_ANCHOR};
+use sha2::{Digest as _, Sha256};
+use std::fs::{self, File};
+use std::io::Read;
+
+/// Largest profile that is read, bytes.
+const PROFILE_MAX: u64 = 1 << 20;
+/// Why the last reset happened (`Documentation/watchdog/watchdog-api.rst`): bit 5 is the watchdog itself.
+const BOOT_STATUS: &str = "/sys/class/watchdog/watchdog0/bootstatus";
+const CARD_RESET: u32 = 0x20;
+/// Records that a crashed kernel left.
+const CRASHES: &str = "/sys/fs/pstore";
+/// How often a source is asked where the profile does not say.
+const POLL_S: u32 = 3600;
+
+fn profile() -> Option<DeviceProfile> {
+    let mut text = Vec::new();
+    File::open(DEVICE_PROFILE).ok()?.take(PROFILE_MAX).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn anchor() -> Result<Root, String> {
+    let mut bytes = Vec::new();
+    let file = File::open(TRUST_ANCHOR).map_err(|error| format!("open {TRUST_ANCHOR}: {error}"))?;
+    file.take(MAX_CHAIN_BYTES as u64)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("read {TRUST_ANCHOR}: {error}"))?;
+    let chain = Chain::parse(&bytes).map_err(|error| format!("{TRUST_ANCHOR}: {}", words(&error)))?;
+    chain.verify().cloned().map_err(|error| format!("{TRUST_ANCHOR}: {}", words(&error)))
+}
+
+fn evidence() -> Option<String> {
+    let status = fs::read_to_string(BOOT_STATUS).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    if status.is_some_and(|status| status & CARD_RESET != 0) {
+        return Some("the watchdog reset the machine".into());
+    }
+    let crashed = fs::read_dir(CRASHES).is_ok_and(|mut records| records.next().is_some());
+    crashed.then(|| format!("the kernel left a crash record in {CRASHES}"))
+}
+
+fn durable(facts: &BootFacts, condition: &Condition) -> Result<(), String> {
+    match facts.early.as_ref().map(|early| &early.state) {
+        Some(StateFacts::Persistent { .. }) => {}
+        Some(StateFacts::ReadOnly { why, .. } | StateFacts::Ephemeral { why }) => return Err(why.clone()),
+        None => return Err("/var was not prepared".into()),
+    }
+    match condition {
+        Condition::Ready | Condition::Salvaged { .. } => Ok(()),
+        Condition::Newer { .. } => Err("the database belongs to a newer agent".into()),
+        Condition::ReadOnly { why } | Condition::Full { why } | Condition::Unavailable { why } => {
+            Err(why.clone())
+        }
+    }
+}
+
+/// Facts for the engine. `restarted` says whether the agent was started before in this boot.
+pub fn facts(boot: &BootFacts, condition: &Condition, memory: &Memory, restarted: bool) -> Facts {
+    let profile = profile();
+    let settings = profile.as_ref().and_then(|profile| profile.update.clone());
+    let running = boot.observed.as_ref().map(|observed| Release {
+        version: observed.version.clone(),
+        roothash: observed.roothash,
+        manifest: memory.current,
+    });
+    let slots = boot.boot.iter().flat_map(|facts| &facts.slots);
+    let other = slots
+        .filter(|slot| boot.observed.as_ref().is_some_and(|observed| observed.slot != slot.slot))
+        .find_map(|slot| slot.complete);
+    let digest = Sha256::digest(boot.machine_id.as_bytes());
+    let seed = digest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    Facts {
+        running,
+        other,
+        durable: durable(boot, condition),
+        counted: boot.boot.as_ref().is_some_and(|facts| facts.trial),
+        restarted,
+        evidence: evidence(),
+        fallback: boot.fallback.as_ref().map(|fallback| fallback.why.clone()),
+        product: boot.profile.product.clone(),
+        board: boot.profile.board.clone(),
+        arch: Arch::host().unwrap_or(Arch::X86_64),
+        channel: settings.as_ref().map_or(0, |settings| settings.channel),
+        id: boot.machine_id.clone(),
+        anchor: anchor(),
+        source: settings.as_ref().map(|settings| settings.source.clone()),
+        poll_s: settings.as_ref().map_or(POLL_S, |settings| settings.poll_s),
+        checks: profile.map(|profile| profile.health).unwrap_or_default(),
+        seed,
+    }
+}
+
+/// What jobs need; nothing where the root is not a Farhold slot.
+pub fn surroundings(boot: &BootFacts, facts: &Facts) -> Option<Surroundings> {
+    let observed = boot.observed.as_ref()?;
+    let partitions = boot.boot.as_ref()?.partitions.clone();
+    Some(Surroundings {
+        machine: Machine { partitions, other: observed.slot.other() },
+        running: observed.roothash,
+        target: (facts.product.clone(), facts.board.clone(), facts.arch),
+        channel: facts.channel,
+        checks: facts.checks.clone(),
+    })
+}

@@ -1,0 +1,298 @@
+//! Looks at sources: is there a release, is it for this device, is it newer, is there room. Verified before parsed.
+
+use super::{Effect, Fault, Intent, Offered, Outcome, State};
+use crate::update::plan::{self, Plan};
+use crate::update::policy;
+use crate::update::state::{Attempt, Checking, Floor, Phase};
+use formats::catalogue::Catalogue;
+use formats::frame::Verified;
+use formats::hex::Digest;
+use formats::manifest::Manifest;
+use formats::roles::{Chain, Root};
+use formats::trust::{self, Device, Rank, Refusal, TimeWatermark, Verdict};
+use std::error::Error;
+
+/// An error with its causes, as one sentence.
+pub fn words(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(&format!(": {next}"));
+        cause = next.source();
+    }
+    text
+}
+
+/// The newest root document that image and memory lead to.
+pub(super) fn trusted(anchor: &Root, chain: &str) -> Root {
+    let bytes: Option<Vec<u8>> = (0..chain.len() / 2)
+        .map(|n| chain.get(2 * n..2 * n + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+        .collect();
+    let stored = bytes.and_then(|bytes| Chain::parse(&bytes).ok());
+    // A memory that was tampered with can only be of no use: every link is signed.
+    stored.and_then(|chain| chain.follow(anchor).ok()).unwrap_or_else(|| anchor.clone())
+}
+
+impl State {
+    pub(super) fn check(&mut self, source: Option<String>, intent: Intent, out: &mut Outcome) {
+        let Some(facts) = &self.facts else { return out.refuse("the agent is starting") };
+        let Some(source) = source.or_else(|| facts.source.clone()) else {
+            return out.refuse(
+                "no source is configured: name one with `--source`, or set `settings.update.source` in the profile",
+            );
+        };
+        if let Err(why) = &facts.anchor {
+            return out.refuse(format!("this image cannot be updated: {why}"));
+        }
+        if facts.running.is_none() {
+            return out.refuse("the root is not a Farhold slot: boot an image that `farhold build` made");
+        }
+        if let (Err(why), Intent::Now | Intent::Poll) = (&facts.durable, intent) {
+            return out
+                .refuse(format!("nothing that is decided now would be kept, so nothing is begun: {why}"));
+        }
+        if let Some(checking) = &self.live.checking {
+            return out.refuse(format!("{} is being looked at already", checking.source));
+        }
+        let free = match &self.memory.phase {
+            Phase::Idle | Phase::Fetching(_) => true,
+            Phase::Installing(_)
+            | Phase::Trial { .. }
+            | Phase::Committing { .. }
+            | Phase::Leaving { .. }
+            | Phase::Returning { .. } => intent == Intent::Plan,
+        };
+        if !free {
+            return out.refuse("another release is being installed or tried; see `farhold-agent status`");
+        }
+        out.effects.push(Effect::ReadAnnouncement(source.clone()));
+        self.live.checking = Some(Checking { source, intent, verified: None });
+    }
+
+    pub(super) fn unread(&mut self, why: String, fault: Fault, now_ms: u64, out: &mut Outcome) {
+        if self.live.checking.take().is_some() {
+            if let (Fault::Unreachable(Some(seconds)), Some(next)) = (fault, self.live.next_check_ms) {
+                let asked = now_ms + policy::backoff_ms(1, Some(seconds), self.seed());
+                self.live.next_check_ms = Some(next.max(asked));
+            }
+            self.live.said = Some(why.clone());
+            out.refuse(why);
+        }
+    }
+
+    fn refused(&mut self, why: String, out: &mut Outcome) {
+        let source = self.live.checking.take().map_or_else(String::new, |checking| checking.source);
+        let text = format!("what {source} offers is refused: {why}");
+        // A source that offers the same again and again is one event, not thousands.
+        if self.live.said.as_deref() != Some(text.as_str()) {
+            out.note("update-refused", text.clone());
+        }
+        self.live.said = Some(text.clone());
+        out.refuse(text);
+    }
+
+    pub(super) fn announcement(&mut self, frame: &[u8], out: &mut Outcome) {
+        let (Some(checking), Some(root)) = (&self.live.checking, &self.root) else { return };
+        match trust::authenticate(frame, root) {
+            Ok(verified) => self.judge(verified, out),
+            Err(Refusal::RootUnknown { .. }) => {
+                out.effects.push(Effect::ReadRoots(checking.source.clone(), frame.to_vec()));
+            }
+            Err(refusal) => self.refused(words(&refusal), out),
+        }
+    }
+
+    pub(super) fn roots(&mut self, bytes: &[u8], frame: &[u8], out: &mut Outcome) {
+        let Some(root) = self.root.clone().filter(|_| self.live.checking.is_some()) else { return };
+        let newest = match Chain::parse(bytes).and_then(|chain| chain.follow(&root)) {
+            Ok(newest) => newest,
+            Err(error) => return self.refused(words(&error), out),
+        };
+        if newest.version > root.version {
+            out.note("root-rotated", format!("root version {} follows {}", newest.version, root.version));
+            self.memory.chain = formats::hex::encode(bytes);
+            // Rotation puts a wrong watermark right, downwards too.
+            self.memory.watermark_s = newest.signed_s;
+            self.root = Some(newest);
+        }
+        let Some(root) = &self.root else { return };
+        match trust::authenticate(frame, root) {
+            Ok(verified) => self.judge(verified, out),
+            Err(refusal) => self.refused(words(&refusal), out),
+        }
+    }
+
+    fn watermark(&self, root: &Root) -> TimeWatermark {
+        TimeWatermark::restore(self.memory.watermark_s, root)
+    }
+
+    fn judge(&mut self, verified: Verified, out: &mut Outcome) {
+        let (Some(facts), Some(root)) = (&self.facts, &self.root) else { return };
+        let device = Device {
+            product: &facts.product,
+            board: &facts.board,
+            arch: facts.arch,
+            channel: facts.channel,
+            site: None,
+            id: &facts.id,
+        };
+        let accepted = self.memory.accepted.map(Floor::accepted);
+        let verdict = match trust::judge(&verified, &device, accepted, self.watermark(root), None) {
+            Ok(verdict) => verdict,
+            Err(refusal) => return self.refused(words(&refusal), out),
+        };
+        let said = verified.announcement();
+        let (manifest, bytes) = (said.manifest, said.manifest_bytes);
+        match verdict {
+            Verdict::PossiblyFrozen { since_s } => {
+                let why = format!(
+                    "its announcement was valid until {since_s} s after 1970 only; somebody may hold back later ones. \
+                     Publish a fresh announcement"
+                );
+                self.refused(why, out);
+            }
+            Verdict::Known if self.memory.current == Some(manifest) => self.up_to_date(out),
+            Verdict::Known | Verdict::Newer => {
+                let Some(checking) = &mut self.live.checking else { return };
+                checking.verified = Some(verified);
+                out.effects.push(Effect::ReadManifest(checking.source.clone(), manifest, bytes));
+            }
+        }
+    }
+
+    fn up_to_date(&mut self, out: &mut Outcome) {
+        let version = self.running().map_or_else(String::new, |running| running.version.clone());
+        let text = format!("version {version} runs, which is the newest that the source announces");
+        self.live.checking = None;
+        self.live.said = Some(text.clone());
+        out.accept(text);
+    }
+
+    pub(super) fn manifest(&mut self, offered: &Offered, out: &mut Outcome) {
+        let Some(checking) = self.live.checking.clone() else { return };
+        let Some(verified) = &checking.verified else { return };
+        let manifest = match trust::open_manifest(verified, &offered.manifest) {
+            Ok(manifest) => manifest,
+            Err(refusal) => return self.refused(words(&refusal), out),
+        };
+        let said = verified.announcement();
+        let rank = Rank::of(said);
+        let floor =
+            Floor { root_version: rank.root_version, sequence: rank.sequence, manifest: said.manifest };
+        let Some(running) = self.running().cloned() else { return };
+        if manifest.slot().is_some_and(|(_, roothash, _)| roothash == running.roothash) {
+            self.raise(floor, verified);
+            self.memory.current = Some(said.manifest);
+            return self.up_to_date(out);
+        }
+        let compared = plan::Running { version: &running.version, roothash: running.roothash };
+        let catalogue = self.catalogue(offered, &manifest, said.manifest, out);
+        let offer = plan::Offer { manifest: &manifest, id: said.manifest, catalogue: catalogue.as_ref() };
+        let plan = match plan::make(&offer, compared, &offered.room) {
+            Ok(plan) => plan,
+            Err(why) => return self.refused(why, out),
+        };
+        match (self.memory.quarantined(plan.roothash), checking.intent) {
+            (Some(failed), Intent::Poll | Intent::Plan) => {
+                let why = format!(
+                    "version {} failed here ({}); publish another, or insist with `update --now`",
+                    failed.version, failed.why
+                );
+                self.refused(why, out);
+            }
+            (None, Intent::Plan) => {
+                self.live.checking = None;
+                out.accept(describe(&plan, &checking.source));
+            }
+            (_, Intent::Now) | (None, Intent::Poll) => {
+                self.raise(floor, verified);
+                self.take(plan, checking.source, out);
+            }
+        }
+    }
+
+    /// Further payloads; without a good catalogue the release's own do.
+    fn catalogue(
+        &self,
+        offered: &Offered,
+        manifest: &Manifest,
+        id: Digest,
+        out: &mut Outcome,
+    ) -> Option<Catalogue> {
+        let bytes = offered.catalogue.as_ref()?;
+        match Catalogue::open(bytes, self.root.as_ref()?, &id, manifest) {
+            Ok(catalogue) => Some(catalogue),
+            Err(error) => {
+                out.note(
+                    "update-catalogue",
+                    format!("{}; the release's own payloads are used", words(&error)),
+                );
+                None
+            }
+        }
+    }
+
+    /// Remembers an accepted announcement: neither number ever goes down under one root.
+    fn raise(&mut self, floor: Floor, verified: &Verified) {
+        if let Some(root) = &self.root {
+            self.memory.watermark_s = self.watermark(root).after(verified, root).seconds();
+        }
+        self.memory.accepted = Some(floor);
+    }
+
+    fn take(&mut self, plan: Plan, source: String, out: &mut Outcome) {
+        self.live.checking = None;
+        self.live.said = None;
+        let release = plan.release();
+        self.memory.quarantine.retain(|failed| failed.roothash != release.roothash);
+        if let Phase::Fetching(attempt) = &mut self.memory.phase
+            && attempt.plan.manifest == plan.manifest
+        {
+            // The same release: what is fetched stays good, wherever the rest comes from.
+            if attempt.source == source {
+                return out.accept(format!("version {} is being fetched already", release.version));
+            }
+            out.note("update-source", format!("version {} now comes from {source}", release.version));
+            attempt.source = source;
+        } else {
+            let bytes = plan.fetch_bytes();
+            out.note(
+                "update-accepted",
+                format!("version {} from {source}: {} KiB to fetch", release.version, bytes >> 10),
+            );
+            self.live.fetched = 0;
+            let attempt = Attempt { plan, source, slot_way: 0, uki_way: 0, failures: 0 };
+            self.memory.phase = Phase::Fetching(Box::new(attempt));
+        }
+        out.accept(format!("version {} is being fetched; see `farhold-agent status`", release.version));
+        self.live.failures = 0;
+        out.effects.push(Effect::Cancel);
+        self.fetch(out);
+    }
+}
+
+/// A plan for people.
+fn describe(plan: &Plan, source: &str) -> String {
+    let way = |made: &plan::Made| {
+        made.ways.first().map_or_else(
+            || "no way".to_owned(),
+            |way| match &way.method {
+                plan::Method::Plain => format!("{} KiB as they are", way.object.bytes >> 10),
+                plan::Method::Zstd { .. } => format!("{} KiB, compressed", way.object.bytes >> 10),
+                plan::Method::Delta { .. } => format!("{} KiB, a delta", way.object.bytes >> 10),
+            },
+        )
+    };
+    let place = match plan.place {
+        plan::Place::State => "kept on /var until it is complete; the other slot stays as it is until then",
+        plan::Place::Slot => "kept in the other slot: nothing to go back to until the update ends",
+    };
+    format!(
+        "version {} from {source} would be installed: slot image {} KiB from {}; UKI {} KiB from {}; {place}",
+        plan.version,
+        plan.slot.target.bytes >> 10,
+        way(&plan.slot),
+        plan.uki.target.bytes >> 10,
+        way(&plan.uki)
+    )
+}
