@@ -16,6 +16,7 @@
 //! - [`site`]: one or more machines that outlive the command that started them
 //! - [`programs`], [`workshop`], [`server`]: the programs under test, releases made with them, releases served
 //! - [`testing`]: what every test needs first
+//! - [`scenario`]: a device that is updated, for a test and for `make demo`
 
 pub mod attach;
 pub mod blklog;
@@ -30,6 +31,7 @@ pub mod process;
 pub mod programs;
 pub mod qemu;
 pub mod qmp;
+pub mod scenario;
 pub mod server;
 pub mod site;
 pub mod socket;
