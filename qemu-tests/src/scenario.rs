@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 pub const RATE_KBIT: u64 = 1000;
 /// Fetching and writing under emulation, and a boot.
 const PATIENCE: Duration = Duration::from_secs(900);
+/// Parts of a release smaller than this come too quickly to be cut.
+const CUT_FROM_BYTES: u64 = 500_000;
 /// Packages that the second release adds; any that bring a megabyte do.
 const TOOLS: [&str; 3] = ["ethtool", "htop", "strace"];
 
@@ -73,13 +75,15 @@ impl<'a> Scenario<'a> {
         self.order()?;
         let part = self.device.wait_status("half of the payload", PATIENCE, |status| {
             update(status).is_some_and(|now| {
-                now.part.as_deref() == Some("slot image") && now.total_bytes > 0 && 2 * now.done_bytes >= now.total_bytes
+                now.part.as_deref() == Some("slot image")
+                    && now.total_bytes > 0
+                    && 2 * now.done_bytes >= now.total_bytes
             })
         })?;
         let progress = update(&part).context("no progress")?;
         let (done, total) = (progress.done_bytes, progress.total_bytes);
         self.device.cut()?;
-        self.tell(&format!("  power cut after {done} of {total} bytes of the slot image"));
+        self.tell(&format!("  power cut after {done} of {total} bytes of the slot image's payload"));
         self.device.power_on()?;
         let status = self.settled_with("1.0.1")?;
         let sent = since(self.server.sent()?, before);
@@ -108,7 +112,10 @@ impl<'a> Scenario<'a> {
         let seconds = begun.elapsed().as_secs();
         let last = update(&status).and_then(|update| update.last.clone()).unwrap_or_default();
         let (slot, version) = runs(&status)?;
-        self.tell(&format!("  {} bytes over the link; {version} runs again in slot {slot} after {seconds} s", sent.bytes));
+        self.tell(&format!(
+            "  {} bytes over the link; {version} runs again in slot {slot} after {seconds} s",
+            sent.bytes
+        ));
         self.tell(&format!("  it says: {last}"));
         Ok(Told { published, sent, status })
     }
@@ -135,12 +142,16 @@ impl<'a> Scenario<'a> {
     /// Waits until the device has done with a version: committed it or left it.
     fn settled_with(&self, version: &str) -> Result<Status> {
         let ended = format!("Version {version} was ");
-        self.device.wait_status(&format!("the end of the update to {version}"), PATIENCE.max(BOOT_PATIENCE), |status| {
-            let done = update(status).is_some_and(|now| {
-                now.phase == "idle" && now.last.as_ref().is_some_and(|last| last.starts_with(&ended))
-            });
-            done && settled(status)
-        })
+        self.device.wait_status(
+            &format!("the end of the update to {version}"),
+            PATIENCE.max(BOOT_PATIENCE),
+            |status| {
+                let done = update(status).is_some_and(|now| {
+                    now.phase == "idle" && now.last.as_ref().is_some_and(|last| last.starts_with(&ended))
+                });
+                done && settled(status)
+            },
+        )
     }
 
     /// The device, for questions of one's own.

@@ -23,6 +23,9 @@ fn updates_over_a_slow_link() -> Result<()> {
     let sick = scenario.sick_release()?;
     ensure!(runs(&sick.status)? == (Slot::B, "1.0.1"), "{:?} runs", sick.status.observed);
     let last = sick.status.update.and_then(|update| update.last).unwrap_or_default();
-    ensure!(last.contains("1.0.2") && last.contains("rolled back") && last.contains("shop"), "it says: {last}");
+    ensure!(
+        last.contains("1.0.2") && last.contains("rolled back") && last.contains("shop"),
+        "it says: {last}"
+    );
     Ok(())
 }

@@ -9,11 +9,12 @@ use crate::pin;
 use crate::plan::{self, Facts, Plan, ReleaseFacts};
 use crate::progress::Progress;
 use crate::release::keys::KeyFolder;
-use crate::resolved::{FileContent, Resolved};
+use crate::resolved::{FileContent, ImageFile, Resolved};
 use crate::store::{Store, hash_reader};
 use anyhow::{Context, Result, anyhow, bail};
 use formats::arch::Arch;
 use formats::hex::Digest;
+use formats::roles::TRUST_ANCHOR;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -94,7 +95,7 @@ impl BuildArgs {
     /// # Errors
     /// Findings of the profile; an absent or stale lock; keys that cannot be read.
     pub fn prepare(&self) -> Result<Prepared> {
-        let resolved = self.profile.resolve(self.arch)?;
+        let mut resolved = self.profile.resolve(self.arch)?;
         let (locked, tools) = self.locked(&resolved)?;
         let epoch = epoch(std::env::var("SOURCE_DATE_EPOCH").ok())?;
         let secure_boot =
@@ -104,6 +105,7 @@ impl BuildArgs {
             Some(path) => Some((KeyFolder::open(path)?, sequence)),
             None => None,
         };
+        resolved.files.extend(release.as_ref().map(|(keys, _)| trust_anchor(keys)));
         let certificate = secure_boot.as_ref().map(|keys| digest_of(&keys.certificate)).transpose()?;
         let facts = Facts {
             resolved: &resolved,
@@ -201,6 +203,17 @@ fn epoch(given: Option<String>) -> Result<u64> {
             Ok(seconds) => Ok(seconds.into()),
             Err(error) => bail!("SOURCE_DATE_EPOCH={text}: must be seconds since 1970 ({error})"),
         },
+    }
+}
+
+/// What the device judges releases by: the root documents of the keys that sign this one.
+fn trust_anchor(keys: &KeyFolder) -> ImageFile {
+    ImageFile {
+        path: TRUST_ANCHOR.into(),
+        mode: 0o644,
+        owner: ("root".into(), "root".into()),
+        content: FileContent::Copy { from: keys.roots_file() },
+        origin: "--keys".into(),
     }
 }
 

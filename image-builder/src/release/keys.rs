@@ -217,6 +217,11 @@ impl KeyFolder {
         Ok(Self { path: path.to_owned(), roots, chain })
     }
 
+    /// The file with those bytes.
+    pub fn roots_file(&self) -> PathBuf {
+        self.path.join(ROOTS)
+    }
+
     /// The chain of root documents as it stands in a release and, as trust anchor, in an image
     /// (`formats::roles::TRUST_ANCHOR`).
     pub fn roots(&self) -> &[u8] {
