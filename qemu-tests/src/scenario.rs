@@ -75,15 +75,15 @@ impl<'a> Scenario<'a> {
         self.order()?;
         let part = self.device.wait_status("half of the payload", PATIENCE, |status| {
             update(status).is_some_and(|now| {
-                now.part.as_deref() == Some("slot image")
-                    && now.total_bytes > 0
+                now.phase == "fetching"
+                    && now.total_bytes >= CUT_FROM_BYTES
                     && 2 * now.done_bytes >= now.total_bytes
             })
         })?;
         let progress = update(&part).context("no progress")?;
         let (done, total) = (progress.done_bytes, progress.total_bytes);
         self.device.cut()?;
-        self.tell(&format!("  power cut after {done} of {total} bytes of the slot image's payload"));
+        self.tell(&format!("  power cut after {done} of {total} bytes of a payload"));
         self.device.power_on()?;
         let status = self.settled_with("1.0.1")?;
         let sent = since(self.server.sent()?, before);
