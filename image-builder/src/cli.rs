@@ -14,6 +14,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Announce(cmd::announce::AnnounceCmd),
     Check(cmd::check::CheckCmd),
     Schema(cmd::schema::SchemaCmd),
     Lock(cmd::lock::LockCmd),
@@ -34,6 +35,7 @@ enum Command {
 /// Runs the command line of this process; errors go to standard error as one chain.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Announce(announce) => announce.run(),
         Command::Check(check) => check.run(),
         Command::Schema(schema) => schema.run(),
         Command::Lock(lock) => lock.run(),

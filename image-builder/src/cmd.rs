@@ -1,5 +1,6 @@
 //! Subcommands, one file each: a struct of options with `run`.
 
+pub mod announce;
 pub mod build;
 pub mod cache;
 pub mod check;

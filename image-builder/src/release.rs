@@ -4,10 +4,12 @@
 //! - [`make`]: image, UKI, boot files, keys ─▶ `announce`, `roots`, `objects/`
 //! - [`folder`]: names in a release folder, and reading it within limits
 //! - [`verify`]: a release folder ─▶ what a device would say about it; [`unpack`]: the bytes of its targets
+//! - [`announce`]: a release folder ─▶ the same with another announcement
 //! - [`publish`]: a release folder ─▶ [`repository`], with deltas from earlier releases
 //!
 //! The formats themselves are in the crate `formats` and `docs/formats.md`.
 
+pub mod announce;
 pub mod folder;
 pub mod keys;
 pub mod make;

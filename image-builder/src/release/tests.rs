@@ -18,6 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
+mod announce;
 mod publish;
 
 const BLOCKS: u64 = 70;
