@@ -42,10 +42,11 @@ image: programs ## bake the demo image for the lab
 	$(FARHOLD) lock $(PROFILE) --arch x86_64 --board vm --out $(IMAGE).lock $(ARTEFACTS)
 	$(FARHOLD) build $(PROFILE) --arch x86_64 --board vm --lock $(IMAGE).lock --keys $(BUILD)/keys --out $(IMAGE) $(ARTEFACTS)
 
-demo: image ## bake an image, boot it under UEFI, show the device's state
+demo: image ## bake an image, boot it under UEFI, show the device's state, update it over a slow link
 	$(FARHOLD) lab up $(IMAGE) --dir $(BUILD)/lab --wait
 	$(FARHOLD) lab status --dir $(BUILD)/lab
 	$(FARHOLD) lab down --dir $(BUILD)/lab
+	$(VM_ENV) $(CARGO) run --release -p qemu-tests --example updates
 
 # What the VM tests look at.
 VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE) FARHOLD=$(CURDIR)/$(FARHOLD) FARHOLD_AGENT=$(CURDIR)/$(AGENT) FARHOLD_INIT=$(CURDIR)/$(INIT)

@@ -47,7 +47,7 @@ impl<'a> Scenario<'a> {
     /// # Errors
     /// If a program fails, or the device does not boot.
     pub fn begin(folder: &Path, say: &'a mut dyn FnMut(&str)) -> Result<Self> {
-        let workshop = Workshop::new(folder)?;
+        let mut workshop = Workshop::new(folder)?;
         let first = build_folder()?;
         workshop.publish(&first)?;
         let log = folder.join("serve.log");

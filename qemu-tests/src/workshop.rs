@@ -16,6 +16,7 @@ pub struct Workshop {
     folder: PathBuf,
     programs: Programs,
     version: String,
+    published: Option<String>,
     made: u32,
 }
 
@@ -39,7 +40,7 @@ impl Workshop {
         }
         let programs = Programs::from_environment()?;
         let version = "1.0.0".to_owned();
-        Ok(Self { folder: folder.to_owned(), programs, version, made: 0 })
+        Ok(Self { folder: folder.to_owned(), programs, version, published: None, made: 0 })
     }
 
     /// The programs that it uses.
@@ -108,14 +109,16 @@ impl Workshop {
     ///
     /// # Errors
     /// If `farhold publish` fails, or says something else than it should.
-    pub fn publish(&self, build: &Path) -> Result<Published> {
+    pub fn publish(&mut self, build: &Path) -> Result<Published> {
         let mut command = self.programs.farhold();
         command.arg("publish").arg(build.join("release")).arg("--repo").arg(self.repository());
         let said = run(command.arg("--key").arg(&self.programs.keys).arg("--json"))?;
         let report: serde_json::Value = serde_json::from_str(&said).context("read the report")?;
         let full_bytes = report["full_bytes"].as_u64().context("the report has no full_bytes")?;
         let payloads = report["payloads"].as_array().context("the report has no payloads")?;
-        let delta_bytes = payloads.iter().filter_map(|payload| payload["bytes"].as_u64()).sum();
+        let before = self.published.replace(report["version"].as_str().unwrap_or_default().to_owned());
+        let from_before = payloads.iter().filter(|payload| payload["from"].as_str() == before.as_deref());
+        let delta_bytes = from_before.filter_map(|payload| payload["bytes"].as_u64()).sum();
         Ok(Published { full_bytes, delta_bytes })
     }
 }
