@@ -5,7 +5,7 @@
 //! - [`folder`]: names in a release folder, and reading it within limits
 //! - [`verify`]: a release folder ─▶ what a device would say about it; [`unpack`]: the bytes of its targets
 //! - [`announce`]: a release folder ─▶ the same with another announcement
-//! - [`publish`]: a release folder ─▶ [`repository`], with deltas from earlier releases
+//! - [`publish`]: a release folder ─▶ [`repository`], with deltas from earlier releases; [`prune`]: old ones out of it
 //!
 //! The formats themselves are in the crate `formats` and `docs/formats.md`.
 
@@ -13,6 +13,7 @@ pub mod announce;
 pub mod folder;
 pub mod keys;
 pub mod make;
+pub mod prune;
 pub mod publish;
 pub mod repository;
 pub mod unpack;

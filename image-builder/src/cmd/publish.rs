@@ -28,6 +28,9 @@ pub struct PublishCmd {
     /// The catalogue key, or a key folder that holds it; without it no deltas are published.
     #[arg(long, visible_alias = "keys", value_name = "PATH")]
     key: Option<PathBuf>,
+    /// Then take all but the newest N releases of each target out, with what only they need.
+    #[arg(long, value_name = "N")]
+    keep: Option<usize>,
     /// Also offer a full payload of this zstd level (19 takes about a minute for 150 MB).
     #[arg(long, value_name = "LEVEL")]
     level: Option<i32>,
@@ -63,6 +66,7 @@ impl PublishCmd {
             from: &self.from,
             bases: self.bases,
             key: key.as_ref(),
+            keep: self.keep,
             level: self.level,
             block: self.block,
             plan: self.plan,

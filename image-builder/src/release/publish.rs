@@ -6,7 +6,8 @@
 use super::folder;
 use super::keys::{PrivateKey, ROOTS};
 use super::make::full_payload;
-use super::repository::{Held, Repository};
+use super::prune::{Pruned, prune};
+use super::repository::{Held, Repository, STAGING};
 use super::unpack::{self, Stored};
 use super::verify::{Viewpoint, verify};
 use crate::delta::{Made, make, source::Image};
@@ -37,6 +38,8 @@ pub struct Publish<'a> {
     pub bases: usize,
     /// Signs catalogues; without it there are none.
     pub key: Option<&'a PrivateKey>,
+    /// Take all but this many releases of each target out afterwards; none: keep all.
+    pub keep: Option<usize>,
     /// zstd level of a further full payload.
     pub level: Option<i32>,
     /// Block size of what is made.
@@ -96,6 +99,10 @@ pub struct PayloadFacts {
 /// key is not the catalogue key, or a file cannot be read or written. What the repository announced stays announced.
 pub fn publish(input: &Publish<'_>) -> Result<Published> {
     let repository = input.repository;
+    let mut lock = None;
+    if !input.plan && repository.path().exists() {
+        lock = Some(repository.lock()?);
+    }
     let chain = merged_chain(repository, input.release)?;
     let root = chain.verify().context("verify the root documents of release and repository")?;
     if let Some(key) = input.key.map(PrivateKey::public).transpose()?.filter(|key| *key != root.catalogue) {
@@ -108,6 +115,10 @@ pub fn publish(input: &Publish<'_>) -> Result<Published> {
     let view = Viewpoint { root: Some(root.clone()), ..Viewpoint::default() };
     verify(input.release, &view, input.progress)
         .with_context(|| format!("release {} is not good", input.release.display()))?;
+    // A new repository appears only for a good release.
+    if !input.plan && lock.is_none() {
+        lock = Some(repository.lock()?);
+    }
     let held = Held::in_release(input.release)?;
     let name = names::announcement_of(&held.said);
     compare(&held, repository.announced(&name)?.as_ref(), repository.path())?;
@@ -125,8 +136,14 @@ pub fn publish(input: &Publish<'_>) -> Result<Published> {
         let frame = folder::read_limited(&input.release.join(names::ANNOUNCE), MAX_FRAME_BYTES as u64)?;
         repository.put(&names::release(&held.said.manifest), &frame)?;
         repository.put(&name, &frame)?;
+        if let Some(keep) = input.keep {
+            let Pruned { releases, files, bytes } = prune(repository, keep, root)?;
+            work.notes.push(format!("{releases} old releases taken out: {files} files, {bytes} bytes"));
+        }
     }
-    Ok(work.published(name))
+    let published = work.published(name);
+    drop(lock);
+    Ok(published)
 }
 
 /// The repository's chain with what the release's adds.
@@ -419,7 +436,7 @@ impl<'a> Work<'a> {
             None => {
                 let folder = self.input.repository.path();
                 tempfile::Builder::new()
-                    .prefix(".publish-")
+                    .prefix(STAGING)
                     .tempdir_in(folder)
                     .with_context(|| format!("make a folder in {}", folder.display()))?
             }

@@ -12,10 +12,15 @@ use formats::object;
 use formats::repository as names;
 use formats::roles::Chain;
 use formats::trust::Rank;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+/// How names of unfinished files begin.
+const PARTIAL: &str = ".partial-";
+/// How names of folders of unpacked images begin.
+pub const STAGING: &str = ".publish-";
 
 /// A folder that holds releases.
 #[derive(Clone, Debug)]
@@ -50,6 +55,29 @@ impl Repository {
             bail!("{} is no folder: name a repository or a new folder", path.display());
         }
         Ok(Self { path: path.to_owned() })
+    }
+
+    /// Makes the folder, keeps others from publishing to it until the answer is dropped, and removes what an interrupted
+    /// publication left behind.
+    ///
+    /// # Errors
+    /// If another publication is going on, or the folder cannot be made or cleaned.
+    pub fn lock(&self) -> Result<File> {
+        let place = self.path.display();
+        fs::create_dir_all(&self.path).with_context(|| format!("make folder {place}"))?;
+        let folder = File::open(&self.path).with_context(|| format!("open {place}"))?;
+        match folder.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                bail!("another publication to {place} is going on: try again when it has ended")
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {place}")),
+        }
+        let folders = ["", names::OBJECTS, names::ANNOUNCEMENTS, names::RELEASES];
+        for folder in folders.map(|name| self.file(name)).into_iter().filter(|folder| folder.exists()) {
+            clean(&folder).with_context(|| format!("clean {}", folder.display()))?;
+        }
+        Ok(folder)
     }
 
     /// Its folder.
@@ -155,7 +183,7 @@ impl Repository {
         let folder = parent(&path);
         let write = || -> io::Result<()> {
             fs::create_dir_all(&folder)?;
-            let mut file = tempfile::Builder::new().prefix(".partial-").tempfile_in(&folder)?;
+            let mut file = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(&folder)?;
             fill(file.as_file_mut())?;
             file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
             file.as_file().sync_all()?;
@@ -192,6 +220,20 @@ impl Held {
         }
         Self::open(folder, read_frame(&path)?)
     }
+}
+
+/// Removes unfinished files, and folders of unpacked images.
+fn clean(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with(PARTIAL) {
+            fs::remove_file(path)?;
+        } else if name.starts_with(STAGING) {
+            fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
 }
 
 fn read_frame(path: &Path) -> Result<Announcement> {

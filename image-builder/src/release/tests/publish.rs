@@ -44,10 +44,12 @@ struct Run<'a> {
     from: Vec<PathBuf>,
     key: Option<&'a str>,
     level: Option<i32>,
+    keep: Option<usize>,
     plan: bool,
 }
 
-const PLAIN: Run<'_> = Run { from: Vec::new(), key: Some("dev-catalogue.pem"), level: None, plan: false };
+const PLAIN: Run<'_> =
+    Run { from: Vec::new(), key: Some("dev-catalogue.pem"), level: None, keep: None, plan: false };
 
 impl Desk {
     fn publish(&self, name: &str, run: &Run<'_>) -> anyhow::Result<Published> {
@@ -59,6 +61,7 @@ impl Desk {
             from: &run.from,
             bases: 3,
             key: key.as_ref(),
+            keep: run.keep,
             level: run.level,
             block: BlockSize::KIB_4,
             plan: run.plan,
@@ -400,4 +403,64 @@ fn oldest_slot(repo: &Path) -> formats::hex::Digest {
     let repository = Repository::at(repo).unwrap();
     let releases = repository.releases(&target_tag("edge", "vm", Arch::X86_64)).unwrap();
     releases.last().unwrap().manifest.slot().unwrap().1
+}
+
+#[test]
+fn old_releases_are_taken_out_with_what_only_they_need() {
+    let mut desk = Desk::new();
+    let mut image = noise(11);
+    for sequence in 1..=4 {
+        desk.put_image(&image);
+        desk.make(&format!("v{sequence}"), sequence).unwrap();
+        desk.publish(&format!("v{sequence}"), &PLAIN).unwrap();
+        image = edited(&image);
+    }
+    let repo = desk.at("repo");
+    let before = tree(&repo);
+    // A damaged catalogue of a release that stays: nothing is deleted.
+    let tag = target_tag("edge", "vm", Arch::X86_64);
+    let newest = Repository::at(&repo).unwrap().releases(&tag).unwrap().remove(0);
+    let catalogues = repo.join(names::CATALOGUES).join(newest.said.manifest.to_string());
+    let path = catalogues.join("any");
+    fs::write(&path, b"damaged").unwrap();
+    let error = desk.failure("v4", &Run { keep: Some(2), ..PLAIN });
+    assert!(error.contains("/any: publish that release again: read payload catalogue"), "{error}");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(tree(&repo), before);
+
+    let published = desk.publish("v4", &Run { keep: Some(2), ..PLAIN }).unwrap();
+    assert!(published.notes[0].starts_with("2 old releases taken out: "), "{:?}", published.notes);
+    let after = tree(&repo);
+    assert!(after.keys().all(|name| before.contains_key(name)) && after.len() < before.len());
+    let left = Repository::at(&repo).unwrap().releases(&tag).unwrap();
+    assert_eq!(left.iter().map(|held| held.said.sequence).collect::<Vec<_>>(), [4, 3]);
+    // What stays is complete: the newest with deltas from releases that are gone, and the one before it.
+    let check = |name: &str| verify_announced(&repo, name, &Viewpoint::default(), &Progress::quiet());
+    let report = check(&published.announcement).unwrap();
+    assert_eq!(report.objects.iter().filter(|object| object.what.contains("delta from")).count(), 6);
+    check(&names::release(&left[1].said.manifest)).unwrap();
+    // Nothing more to take out.
+    let again = desk.publish("v4", &Run { keep: Some(2), ..PLAIN }).unwrap();
+    assert_eq!(again.notes, ["0 old releases taken out: 0 files, 0 bytes"]);
+}
+
+#[test]
+fn one_publishes_at_a_time_and_cleans_up_after_a_power_cut() {
+    let desk = Desk::new();
+    desk.make("v1", 1).unwrap();
+    desk.publish("v1", &PLAIN).unwrap();
+    let (repo, before) = (desk.at("repo"), tree(&desk.at("repo")));
+    fs::create_dir(repo.join(".publish-cut")).unwrap();
+    fs::write(repo.join(".publish-cut/image"), b"half").unwrap();
+    fs::write(repo.join("objects/.partial-cut"), b"half").unwrap();
+    let lock = Repository::at(&repo).unwrap().lock().unwrap();
+    assert_eq!(tree(&repo), before);
+    assert_eq!(
+        desk.failure("v1", &PLAIN),
+        "another publication to repo is going on: try again when it has ended"
+    );
+    desk.publish("v1", &Run { plan: true, ..PLAIN }).unwrap();
+    drop(lock);
+    desk.publish("v1", &PLAIN).unwrap();
+    assert_eq!(tree(&repo), before);
 }
