@@ -51,12 +51,16 @@ demo: image ## bake an image, boot it under UEFI, show the device's state, updat
 # What the VM tests look at.
 VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE) FARHOLD=$(CURDIR)/$(FARHOLD) FARHOLD_AGENT=$(CURDIR)/$(AGENT) FARHOLD_INIT=$(CURDIR)/$(INIT)
 
+# The tests of the pair run real servers in network namespaces.
+test: PACKAGES += postgresql iproute2 util-linux
 test: image ## all tests that fit in CI
 	$(CARGO) test --release --workspace --exclude qemu-tests
 	$(VM_ENV) $(CARGO) test --release -p qemu-tests -- --test-threads=1
 
 test-all: test ## and the ones that take longer
 	$(CARGO) test --release -p image-builder -- --ignored
+	$(CARGO) test --release -p agent --lib -- --ignored --nocapture
+	$(CARGO) test --release -p agent --test ha_site campaign -- --ignored --nocapture
 	$(VM_ENV) $(CARGO) test --release -p qemu-tests --features long -- --test-threads=1
 
 bench: programs ## farhold beside its peers, with ratios

@@ -90,7 +90,7 @@ impl Node {
 
     fn begin_rejoin(&mut self, now: Ms) -> Phase {
         let able = self.run.peer.beat.is_some_and(|beat| beat.able);
-        if !able || !self.peer_heard(now) || self.run.leaving {
+        if !able || !self.peer_heard(now) || self.run.leaving || now < self.run.join_at {
             return Phase::Outside;
         }
         match self.saved.data {
@@ -126,7 +126,11 @@ impl Node {
                 self.saved.data = Data::Followed;
                 self.enter(Phase::Catching, now);
             }
-            Phase::Copying(_) => self.enter(Phase::Outside, now),
+            Phase::Copying(_) => {
+                // Without a pause the same job would be wanted at once, and no effect would begin it again.
+                self.put_off_join(now);
+                self.enter(Phase::Outside, now);
+            }
             Phase::Mute
             | Phase::Inert
             | Phase::Following

@@ -192,6 +192,19 @@ impl Clients {
         panic!("no write was acknowledged in {patience:?}");
     }
 
+    /// The longest time without an acknowledged write within the next `span`.
+    pub fn longest_pause(&mut self, span: Duration) -> Duration {
+        self.drain();
+        let (began, mut last, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
+        while began.elapsed() < span {
+            if self.next(Duration::from_millis(20)).is_some() {
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
+        }
+        longest.max(last.elapsed())
+    }
+
     /// Ends the clients; everything that they were told.
     pub fn end(mut self) -> Vec<Ack> {
         for child in &mut self.children {

@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests may panic in their helpers")]
 
+mod campaign;
 mod client;
 mod net;
 mod site;
@@ -77,6 +78,105 @@ fn without_the_witness_a_partition_blocks_and_nothing_is_lost() {
     site.start(Node::W);
     site.wait_paired(LONG);
     site.prove(clients);
+}
+
+#[test]
+fn a_planned_hand_over_is_short_and_loses_nothing() {
+    let site = Site::paired("handover");
+    let mut clients = site.clients(3);
+    for (from, to) in [(Node::A, Node::B), (Node::B, Node::A)] {
+        clients.wait_for_acks(30, LONG);
+        site.ask_switch_over(from);
+        let outage = clients.longest_pause(Duration::from_secs(6));
+        println!("planned hand-over from {from:?}: longest pause between acknowledged writes {outage:?}");
+        site.wait_leading(to, LONG);
+        site.wait_paired(LONG);
+    }
+    site.prove(clients);
+}
+
+/// All off at once, and on again with the last one first: nothing is served before two parties agree.
+#[test]
+fn everything_off_and_on_again() {
+    let mut site = Site::paired("offon");
+    for order in [[Node::A, Node::B, Node::W], [Node::W, Node::B, Node::A]] {
+        let mut clients = site.clients(2);
+        clients.wait_for_acks(20, LONG);
+        order.into_iter().for_each(|node| site.kill(node));
+        order.into_iter().rev().for_each(|node| site.start(node));
+        clients.wait_for_more(20, LONG);
+        site.wait_paired(LONG);
+        site.prove(clients);
+    }
+}
+
+/// The primary dies with a row that nobody else has; when it comes back, the row is exported and the database rewound.
+#[test]
+fn a_loser_is_rewound_and_its_rows_are_exported() {
+    let mut site = Site::paired("rewind");
+    let mut clients = site.clients(2);
+    clients.wait_for_acks(20, LONG);
+    // Rows are written here and wait: nothing of A reaches B any more.
+    site.net.deafen(Node::B, Node::A);
+    std::thread::sleep(Duration::from_secs(1));
+    site.net.isolate(Node::A);
+    clients.outage(Node::B, LONG);
+    site.kill(Node::A);
+    site.net.heal();
+    site.start(Node::A);
+    site.wait_paired(LONG);
+    let log = site.log(Node::A);
+    assert!(log.contains("are exported"), "nothing was exported");
+    assert!(
+        log.contains("was rewound") || log.contains("was copied"),
+        "A came back without a rewind or a copy"
+    );
+    println!("{}", if log.contains("was rewound") { "rewound" } else { "copied anew" });
+    let exports = site.exports(Node::A).concat();
+    assert!(exports.contains("\"table\":\"public.kine\""), "no row was exported: {exports}");
+    site.prove(clients);
+}
+
+/// A witness that comes back from an old backup votes for nobody until it has heard both nodes.
+#[test]
+fn a_witness_from_an_old_backup_gives_no_second_primary() {
+    let mut site = Site::paired("oldwitness");
+    let mut clients = site.clients(2);
+    clients.wait_for_acks(20, LONG);
+    let backup = site.back_up_witness();
+    site.net.isolate(Node::B);
+    site.wait_alone(Node::A, LONG);
+    site.kill(Node::W);
+    site.restore_witness(&backup);
+    // Now B and the witness hear each other, and neither hears A.
+    site.net.heal();
+    site.net.isolate(Node::A);
+    site.start(Node::W);
+    std::thread::sleep(Duration::from_secs(10));
+    assert!(!site.is_alone(Node::B), "the witness helped a second node to go on alone");
+    site.net.heal();
+    site.wait_paired(LONG);
+    site.prove(clients);
+}
+
+/// A node with another key than the enrolled one is not heard, and nothing of it is taken.
+#[test]
+fn a_peer_with_another_key_is_refused() {
+    let mut site = Site::paired("otherkey");
+    site.kill(Node::B);
+    site.forge_key(Node::B);
+    site.start(Node::B);
+    site.wait_alone(Node::A, LONG);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(site.is_alone(Node::A));
+    assert!(site.log(Node::A).contains("it is not the sender's"));
+}
+
+/// For `make test-all`: `FARHOLD_HA_SEED` and `FARHOLD_HA_ROUNDS` say which faults and how many.
+#[test]
+#[ignore = "long: a campaign of random faults on real Postgres"]
+fn campaign_of_random_faults() {
+    campaign::run();
 }
 
 /// Not a test of its own: the client that the others start inside a node's namespace.

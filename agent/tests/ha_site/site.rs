@@ -2,6 +2,8 @@
 
 use super::client::{self, Ack, Clients};
 use super::net::Net;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -37,6 +39,7 @@ pub struct Site {
     folder: PathBuf,
     _guard: tempfile::TempDir,
     running: Vec<(Node, Child)>,
+    times: Value,
 }
 
 const SITE: &str = "00000000000000aa";
@@ -61,9 +64,24 @@ fn postgres() -> PathBuf {
 impl Site {
     /// A new site, both nodes in sync, A primary, kine's table made.
     pub fn paired(name: &str) -> Self {
+        Self::new(name, json!({}))
+    }
+
+    /// The same with shorter times.
+    pub fn paired_quickly(name: &str) -> Self {
+        let times = json!({ "peer_lost_ms": 1000, "retry_ms": 300, "stale_ms": 2000, "rejoin_pause_ms": 100, "hand_over_ms": 5000 });
+        Self::new(name, times)
+    }
+
+    fn new(name: &str, times: Value) -> Self {
         let guard = tempfile::Builder::new().prefix(&format!("ha-{name}-")).tempdir().unwrap();
-        let mut site =
-            Self { net: Net::new(), folder: guard.path().to_owned(), _guard: guard, running: Vec::new() };
+        let mut site = Self {
+            net: Net::new(),
+            folder: guard.path().to_owned(),
+            _guard: guard,
+            running: Vec::new(),
+            times,
+        };
         let a = site.enrol(Node::A, &["--first"]);
         let b = site.enrol(Node::B, &[]);
         let node = |party: &Value| {
@@ -102,6 +120,7 @@ impl Site {
         let other = if node == Node::A { Node::B } else { Node::A };
         let mut config = json!({
             "site": SITE, "state": home.join("state"), "run": home.join("run"), "counter": home.join("count"),
+            "times": self.times,
             "listen": format!("{}:7600", node.address()), "port": "127.0.0.1:5000",
             "postgres": { "bin": postgres(), "data": home.join("data"),
                 "settings": { "shared_buffers": "16MB", "max_connections": "40" } },
@@ -140,29 +159,43 @@ impl Site {
 
     /// kill -9 of every process of a party: the agent and its Postgres.
     pub fn kill(&mut self, node: Node) {
-        let home = self.home(node);
-        let of_node = |pid: &Path| {
-            let line = std::fs::read(pid.join("cmdline")).unwrap_or_default();
-            let cwd = std::fs::read_link(pid.join("cwd")).unwrap_or_default();
-            let home = home.display().to_string();
-            cwd == Path::new(&home).join("data")
-                || String::from_utf8_lossy(&line).contains(&format!("{home}/"))
-        };
-        for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
-            let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-            if let Some(pid) = number.filter(|_| of_node(&entry.path())) {
-                let pid = nix::unistd::Pid::from_raw(pid);
-                match nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
-                    // One that ended in between is as dead as the others.
-                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                    Err(error) => panic!("kill {pid}: {error}"),
-                }
-            }
-        }
+        self.signal(node, Signal::SIGKILL);
         for (_, child) in self.running.iter_mut().filter(|(running, _)| *running == node) {
             child.wait().unwrap();
         }
         self.running.retain(|(running, _)| *running != node);
+    }
+
+    /// Sends a signal to every process of a party.
+    pub fn signal(&self, node: Node, signal: Signal) {
+        let home = self.home(node);
+        let (folder, data) = (format!("{}/", home.display()), home.join("data"));
+        let of_node = |pid: &Path| {
+            let line = std::fs::read(pid.join("cmdline")).unwrap_or_default();
+            let cwd = std::fs::read_link(pid.join("cwd")).unwrap_or_default();
+            cwd == data || String::from_utf8_lossy(&line).contains(&folder)
+        };
+        for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+            let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+            if let Some(pid) = number.filter(|_| of_node(&entry.path())) {
+                match nix::sys::signal::kill(Pid::from_raw(pid), signal) {
+                    // One that ended in between is as dead as the others.
+                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                    Err(error) => panic!("{signal} to {pid}: {error}"),
+                }
+            }
+        }
+    }
+
+    /// kill -9 of a node's database server only.
+    pub fn kill_server(&self, node: Node) {
+        let text = std::fs::read_to_string(self.home(node).join("data/postmaster.pid")).unwrap_or_default();
+        if let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) {
+            match nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL) {
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                Err(error) => panic!("kill {pid}: {error}"),
+            }
+        }
     }
 
     fn ha(&self, node: Node, args: &[&str]) {
@@ -213,10 +246,69 @@ impl Site {
     }
 
     pub fn switch_over(&self, from: Node, patience: Duration) {
-        self.ha(from, &["switchover"]);
-        let to = if from == Node::A { Node::B } else { Node::A };
-        self.wait(to, patience, |status| status["phase"] == "Leading");
+        self.ask_switch_over(from);
+        self.wait_leading(if from == Node::A { Node::B } else { Node::A }, patience);
         self.wait_paired(patience);
+    }
+
+    /// Asks for a hand-over; whoever is not the primary of a pair says no.
+    pub fn try_switch_over(&self, node: Node) {
+        if node != Node::W {
+            let config = self.home(node).join("ha.json");
+            let mut command = self.net.as_user(node, agent());
+            drop(command.args(["ha", "--config"]).arg(config).arg("switchover").output().unwrap());
+        }
+    }
+
+    pub fn ask_switch_over(&self, from: Node) {
+        self.ha(from, &["switchover"]);
+    }
+
+    pub fn wait_leading(&self, node: Node, patience: Duration) {
+        self.wait(node, patience, |status| status["phase"] == "Leading");
+    }
+
+    fn alone(status: &Value) -> bool {
+        status["mode"] == "solo" && status["is_primary"] == true
+    }
+
+    pub fn is_alone(&self, node: Node) -> bool {
+        self.status(node).as_ref().is_some_and(Self::alone)
+    }
+
+    pub fn wait_alone(&self, node: Node, patience: Duration) {
+        self.wait(node, patience, Self::alone);
+    }
+
+    pub fn log(&self, node: Node) -> String {
+        std::fs::read_to_string(self.folder.join(format!("{node:?}.log"))).unwrap_or_default()
+    }
+
+    /// What a node exported, by file.
+    pub fn exports(&self, node: Node) -> Vec<String> {
+        let files = std::fs::read_dir(self.home(node).join("state/exports")).into_iter().flatten();
+        files.filter_map(Result::ok).map(|file| std::fs::read_to_string(file.path()).unwrap()).collect()
+    }
+
+    fn witness_state(&self) -> PathBuf {
+        self.home(Node::W).join(format!("state/{SITE}.state"))
+    }
+
+    pub fn back_up_witness(&self) -> Vec<u8> {
+        std::fs::read(self.witness_state()).unwrap()
+    }
+
+    /// As after a reboot of a machine whose disk was restored: what dies with the boot is gone.
+    pub fn restore_witness(&self, backup: &[u8]) {
+        std::fs::write(self.witness_state(), backup).unwrap();
+        std::fs::remove_dir_all(self.home(Node::W).join("run")).unwrap();
+    }
+
+    /// Another key in place of the node's own.
+    pub fn forge_key(&self, node: Node) {
+        let path = self.home(node).join("state/key");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, [7; 32]).unwrap();
     }
 
     /// A client inside a node's network.

@@ -9,7 +9,7 @@ use super::settings::{self, CONTROL, OWNER, Role};
 use crate::durable;
 use crate::ha::state::{Copying, Event};
 use crate::ha::want::{Names, nobody};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -112,7 +112,10 @@ async fn export(site: &Site) -> Result<()> {
         }
     }
     let mut child = server::spawn(site, data, &main)?;
-    let read = read_rows(site, &sockets, register.start_lsn, control.timeline).await;
+    let read = tokio::select! {
+        read = read_rows(site, &sockets, register.start_lsn, control.timeline) => read,
+        ended = child.wait() => bail!("the server of the export ended with {}", ended.context("look after it")?),
+    };
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGINT)
             .context("stop the server of the export")?;

@@ -93,6 +93,7 @@ impl Spot {
             | Act::StreamGone(_)
             | Act::Canary(_)
             | Act::Copy(_)
+            | Act::CopyFail(_)
             | Act::Acknowledge(_)
             | Act::Restart(_)
             | Act::Backup(_) => return Some(()),

@@ -112,6 +112,7 @@ impl Schedule {
             22..=23 => self.act(Act::Stream(n)),
             24 => self.act(Act::Arrive(n)),
             25 => self.act(Act::Canary(n)),
+            26 if self.dice.roll(6) == 0 => self.act(Act::CopyFail(n)),
             26 => self.act(Act::Copy(n)),
             27 => self.act(Act::Write(n)),
             28 => self.act(Act::Acknowledge(n)),

@@ -137,6 +137,21 @@ fn trap_10_an_interrupted_rewind_leads_to_a_full_copy() {
     assert_eq!(play.world.violation, None);
 }
 
+/// A copy that failed is begun again after a pause.
+#[test]
+fn trap_10_a_failed_copy_is_tried_again() {
+    let mut play = Play::paired();
+    play.act(Act::Crash(A));
+    play.act(Act::Late(B));
+    play.only(B, W, 12);
+    play.act(Act::Restart(A));
+    let copies = |world: &World| matches!(world.sites[0].database.task, Task::Copy { .. });
+    assert!(fair::run(&mut play.world, [true, true, true], 100, copies));
+    drop(play.world.act(Act::CopyFail(0)));
+    assert!(!copies(&play.world));
+    assert!(fair::run(&mut play.world, [true, true, true], 400, World::paired));
+}
+
 #[test]
 fn trap_10_after_a_forced_decision_the_other_node_is_copied_anew() {
     let mut play = Play::paired();

@@ -42,6 +42,7 @@ pub enum Act {
     StreamGone(usize),
     Canary(usize),
     Copy(usize),
+    CopyFail(usize),
     Write(usize),
     Acknowledge(usize),
     Kill(usize),
@@ -247,6 +248,7 @@ impl World {
             | Act::StreamGone(_)
             | Act::Canary(_)
             | Act::Copy(_)
+            | Act::CopyFail(_)
             | Act::Write(_)
             | Act::Acknowledge(_)
             | Act::Kill(_) => self.database_act(act),
@@ -336,6 +338,12 @@ impl World {
             Act::StreamGone(n) => return self.feed(1 - n, Event::StreamGone),
             Act::Canary(n) => return self.canary(n),
             Act::Copy(n) => return self.copy(n),
+            Act::CopyFail(n) if matches!(self.sites[n].database.task, Task::Copy { .. }) => {
+                // The job is over; only another effect begins one.
+                self.sites[n].database.task = Task::Rest;
+                return self.feed(n, Event::CopyFailed);
+            }
+            Act::CopyFail(_) => {}
             Act::Write(n) => self.write(n),
             Act::Acknowledge(n) => self.acknowledge(n),
             Act::Kill(n) => self.sites[n].database.kill(),
