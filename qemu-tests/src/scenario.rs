@@ -42,16 +42,16 @@ pub struct Told {
 }
 
 impl<'a> Scenario<'a> {
-    /// Publishes the build under test and boots a device from it.
+    /// Publishes the build under test, at no more than `rate_kbit`, and boots a device from it.
     ///
     /// # Errors
     /// If a program fails, or the device does not boot.
-    pub fn begin(folder: &Path, say: &'a mut dyn FnMut(&str)) -> Result<Self> {
+    pub fn begin(folder: &Path, rate_kbit: Option<u64>, say: &'a mut dyn FnMut(&str)) -> Result<Self> {
         let mut workshop = Workshop::new(folder)?;
         let first = build_folder()?;
         workshop.publish(&first)?;
         let log = folder.join("serve.log");
-        let server = Server::start(workshop.programs(), &workshop.repository(), Some(RATE_KBIT), log)?;
+        let server = Server::start(workshop.programs(), &workshop.repository(), rate_kbit, log)?;
         let image = DiskImage::new(first.join("disk.img"));
         let device = TestVm::create_with("device", &[image.path()], |_| {})?;
         let status = device.boot()?;
@@ -121,7 +121,10 @@ impl<'a> Scenario<'a> {
     }
 
     /// Bakes and publishes a version, and tells what it costs.
-    fn offer(&mut self, version: &str) -> Result<Published> {
+    ///
+    /// # Errors
+    /// If `farhold` fails, or publishes no delta.
+    pub fn offer(&mut self, version: &str) -> Result<Published> {
         let build = self.workshop.bake(version)?;
         let published = self.workshop.publish(&build)?;
         let (full, delta) = (published.full_bytes, published.delta_bytes);
@@ -135,7 +138,11 @@ impl<'a> Scenario<'a> {
         Ok(published)
     }
 
-    fn order(&self) -> Result<()> {
+    /// Tells the device to take what is published.
+    ///
+    /// # Errors
+    /// If the device cannot be reached or refuses.
+    pub fn order(&self) -> Result<()> {
         self.device.sh(&format!("farhold-agent update --now --source {}", self.server.url())).map(drop)
     }
 

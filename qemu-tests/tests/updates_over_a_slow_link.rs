@@ -13,7 +13,7 @@ const FLUSH_S: u64 = 10;
 fn updates_over_a_slow_link() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut say = |line: &str| eprintln!("{line}");
-    let mut scenario = Scenario::begin(folder.path(), &mut say)?;
+    let mut scenario = Scenario::begin(folder.path(), Some(RATE_KBIT), &mut say)?;
 
     let good = scenario.good_release()?;
     ensure!(runs(&good.status)? == (Slot::B, "1.0.1"), "{:?} runs", good.status.observed);
