@@ -3,7 +3,7 @@
 //!
 //! `FARHOLD_BENCH_PAIRS="S A farhold-A U files"` chooses (default: all of them). `FARHOLD_BENCH_FILES=DIR` names a folder with
 //! further pairs of files, `NAME.1` and `NAME.2`. `FARHOLD_BENCH_DIR` is where pairs are made and kept (default:
-//! `build/bench-delta`, which takes 12 GB). Making the trees needs root, and what `pairs` names.
+//! `build/bench-delta`, which takes 12 GB). `FARHOLD_BENCH_LIMIT_S` bounds making, 900 seconds if it is not set. Making the trees needs root, and what `pairs` names.
 
 mod pairs;
 mod peers;

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Making may take this long, in seconds.
+/// Making may take this long, in seconds, unless `FARHOLD_BENCH_LIMIT_S` says otherwise.
 const LIMIT_S: u32 = 900;
 /// bsdiff takes 17 times the old file in memory.
 const BSDIFF_MAX: u64 = 200 << 20;
@@ -85,10 +85,14 @@ pub enum Outcome {
     Left(String),
 }
 
+fn limit_s() -> u32 {
+    std::env::var("FARHOLD_BENCH_LIMIT_S").ok().and_then(|limit| limit.parse().ok()).unwrap_or(LIMIT_S)
+}
+
 /// Seconds and peak MiB of a command; `None` if it did not end in time.
 fn measured(work: &Path, words: &[&str]) -> Result<Option<(f64, u64)>> {
     let report = work.join("time");
-    let limit = LIMIT_S.to_string();
+    let limit = limit_s().to_string();
     let mut command = Command::new("/usr/bin/time");
     command.args(["-q", "-f", "%e %M", "-o"]).arg(&report).args(["timeout", &limit]).args(words);
     let output = command.stdin(Stdio::null()).output().context("start /usr/bin/time (package time)")?;
@@ -135,7 +139,7 @@ pub fn run(method: &Method, pair: &Pair, work: &Path) -> Result<Outcome> {
                 let apply = ["zstd", "-d", "--long=31", "-q", "-f", &from, to, "-o", text(&out)?];
                 match proved(pair, work, (&make, &apply))? {
                     Some(figures) => return Ok(Outcome::Done(figures)),
-                    None => println!("{:24} level {level} did not end in {LIMIT_S} s", peer.name()),
+                    None => println!("{:24} level {level} did not end in {} s", peer.name(), limit_s()),
                 }
             }
             Ok(Outcome::Left("no level ended".into()))
@@ -147,7 +151,7 @@ pub fn run(method: &Method, pair: &Pair, work: &Path) -> Result<Outcome> {
             let make = ["xdelta3", "-e", "-9", "-S", "lzma", "-B", &window, "-f", "-s", old, new, to];
             let apply = ["xdelta3", "-d", "-B", &window, "-f", "-s", old, to, out];
             Ok(proved(pair, work, (&make, &apply))?
-                .map_or_else(|| Outcome::Left(format!("did not end in {LIMIT_S} s")), Outcome::Done))
+                .map_or_else(|| Outcome::Left(format!("did not end in {} s", limit_s())), Outcome::Done))
         }
         Peer::Bsdiff => bsdiff(pair, work),
         Peer::Casync => casync(pair, work),
@@ -157,7 +161,7 @@ pub fn run(method: &Method, pair: &Pair, work: &Path) -> Result<Outcome> {
             let make = ["zstd", "-3", "--long=27", "-T1", "-q", "-f", new, "-o", to];
             let apply = ["zstd", "-d", "--long=27", "-q", "-f", to, "-o", out];
             Ok(proved(pair, work, (&make, &apply))?
-                .map_or_else(|| Outcome::Left(format!("did not end in {LIMIT_S} s")), Outcome::Done))
+                .map_or_else(|| Outcome::Left(format!("did not end in {} s", limit_s())), Outcome::Done))
         }
     }
 }
@@ -180,7 +184,7 @@ fn farhold(program: &Path, pair: &Pair, work: &Path) -> Result<Outcome> {
     let make = [program, "delta", "make", old, new, "--out", to, "--jobs", "2"];
     let apply = [program, "delta", "apply", old, to, "--out", out];
     Ok(proved(pair, work, (&make, &apply))?
-        .map_or_else(|| Outcome::Left(format!("did not end in {LIMIT_S} s")), Outcome::Done))
+        .map_or_else(|| Outcome::Left(format!("did not end in {} s", limit_s())), Outcome::Done))
 }
 
 /// bsdiff's own file (streams packed with bzip2), or with its streams packed by zstd -19, whichever is smaller.
@@ -192,7 +196,7 @@ fn bsdiff(pair: &Pair, work: &Path) -> Result<Outcome> {
     let (old, new, to, out) = (text(&pair.old)?, text(&pair.new)?, text(&delta)?, text(&out)?);
     let Some(mut figures) = proved(pair, work, (&["bsdiff", old, new, to], &["bspatch", old, out, to]))?
     else {
-        return Ok(Outcome::Left(format!("did not end in {LIMIT_S} s")));
+        return Ok(Outcome::Left(format!("did not end in {} s", limit_s())));
     };
     let patch = fs::read(&delta)?;
     let field = |at: usize| -> Result<usize> {
@@ -246,7 +250,7 @@ fn casync(pair: &Pair, work: &Path) -> Result<Outcome> {
     let (Some(_), Some((make_s, make_mib))) =
         (make(&old_store, &old_index, &pair.old)?, make(&new_store, &new_index, &pair.new)?)
     else {
-        return Ok(Outcome::Left(format!("did not end in {LIMIT_S} s")));
+        return Ok(Outcome::Left(format!("did not end in {} s", limit_s())));
     };
     let (old, new) = (chunks(&old_store)?, chunks(&new_store)?);
     let missing: u64 = new.iter().filter(|(name, _)| !old.contains_key(*name)).map(|(_, len)| len).sum();
