@@ -146,7 +146,8 @@ pub fn run(method: &Method, pair: &Pair, work: &Path) -> Result<Outcome> {
         }
         Peer::Xdelta => {
             let (delta, out) = (work.join("peer.delta"), work.join("peer.out"));
-            let window = (fs::metadata(&pair.old)?.len().next_power_of_two().clamp(1 << 19, 1 << 31)).to_string();
+            let window =
+                (fs::metadata(&pair.old)?.len().next_power_of_two().clamp(1 << 19, 1 << 31)).to_string();
             let (old, new, to, out) = (text(&pair.old)?, text(&pair.new)?, text(&delta)?, text(&out)?);
             let make = ["xdelta3", "-e", "-9", "-S", "lzma", "-B", &window, "-f", "-s", old, new, to];
             let apply = ["xdelta3", "-d", "-B", &window, "-f", "-s", old, to, out];
