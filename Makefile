@@ -66,6 +66,7 @@ test-all: test ## and the ones that take longer
 bench: programs ## farhold beside its peers, with ratios
 	$(CARGO) bench -p image-builder --bench bake
 	$(CARGO) bench -p image-builder --bench delta
+	$(CARGO) test --release -p agent --test ha_site bench -- --ignored --nocapture
 
 check: ## formatting, lints, licences and advisories
 	$(CARGO) fmt --check

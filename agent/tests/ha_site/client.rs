@@ -44,10 +44,49 @@ pub fn work() {
         match variable("FARHOLD_HA_CLIENT").as_str() {
             "write" => write().await,
             "read" => read().await,
+            "bench" => bench().await,
             "table" => connect().await.unwrap().batch_execute(TABLE).await.unwrap(),
             other => panic!("{other}"),
         }
     });
+}
+
+/// The same writes in turn through the port, over the server's own socket, and over a second session on that: the last two
+/// are equal, so their difference is the noise.
+async fn bench() {
+    let socket = variable("FARHOLD_HA_SOCKET");
+    let mut direct = tokio_postgres::Config::new();
+    direct
+        .host_path(&socket)
+        .port(5432)
+        .user("kine")
+        .dbname("kine")
+        .password(variable("FARHOLD_HA_PASSWORD"));
+    let mut ways = vec![("port", connect().await.unwrap(), Vec::new())];
+    for name in ["direct", "direct again"] {
+        let (client, connection) = direct.connect(NoTls).await.unwrap();
+        tokio::spawn(async move { drop(connection.await) });
+        ways.push((name, client, Vec::new()));
+    }
+    for count in 0..1500 {
+        for (name, client, times) in &mut ways {
+            let began = Instant::now();
+            let (key, value) = (format!("/bench/{name}"), format!("{name}-{count}"));
+            let insert = "INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) \
+                          VALUES ($1, 0, 0, 0, $2, 0, $3)";
+            client.execute(insert, &[&key, &i64::from(count), &value.as_bytes()]).await.unwrap();
+            times.push(began.elapsed());
+        }
+    }
+    for (name, _, times) in &mut ways {
+        let total: Duration = times.iter().sum();
+        times.sort();
+        let (middle, late) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+        println!(
+            "BENCH {name}: {:.0} writes/s, median {middle:?}, p99 {late:?}",
+            times.len() as f64 / total.as_secs_f64()
+        );
+    }
 }
 
 async fn read() {

@@ -172,6 +172,20 @@ fn a_peer_with_another_key_is_refused() {
     assert!(site.log(Node::A).contains("it is not the sender's"));
 }
 
+/// For `make bench`: what the port costs beside a direct session, in one run, with a null pair.
+#[test]
+#[ignore = "a measurement"]
+fn bench_the_port_beside_a_direct_session() {
+    let site = Site::paired("bench");
+    let output =
+        site.client(Node::A, "bench").env("FARHOLD_HA_SOCKET", site.socket(Node::A)).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    text.lines()
+        .filter_map(|line| line.find("BENCH").map(|at| &line[at..]))
+        .for_each(|line| println!("{line}"));
+}
+
 /// For `make test-all`: `FARHOLD_HA_SEED` and `FARHOLD_HA_ROUNDS` say which faults and how many.
 #[test]
 #[ignore = "long: a campaign of random faults on real Postgres"]

@@ -280,6 +280,11 @@ impl Site {
         self.wait(node, patience, Self::alone);
     }
 
+    /// Folder of a node's database socket.
+    pub fn socket(&self, node: Node) -> PathBuf {
+        self.home(node).join("run/db")
+    }
+
     pub fn log(&self, node: Node) -> String {
         std::fs::read_to_string(self.folder.join(format!("{node:?}.log"))).unwrap_or_default()
     }
