@@ -38,6 +38,9 @@ pub struct Machine {
     pub secure_boot: bool,
     /// systemd credentials handed over as SMBIOS strings (systemd.system-credentials(7)).
     pub credentials: Vec<(String, String)>,
+    /// Words that the EFI stub adds to the kernel command line (systemd-stub(7)); it does not with Secure Boot.
+    #[serde(default)]
+    pub kernel_words: Vec<String>,
 }
 
 /// A network that the machines of a site share.
@@ -145,6 +148,7 @@ impl Machine {
             lan: None,
             secure_boot: false,
             credentials: Vec::new(),
+            kernel_words: Vec::new(),
         }
     }
 
@@ -178,6 +182,10 @@ impl Machine {
                 "-smbios",
                 format!("type=11,value=io.systemd.credential:{name}={}", value.replace(',', ",,")),
             );
+        }
+        if !self.kernel_words.is_empty() {
+            let words = self.kernel_words.join(" ").replace(',', ",,");
+            add("-smbios", format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={words}"));
         }
         if self.disks.iter().any(|disk| disk.bus == Bus::Usb) {
             add("-device", "qemu-xhci,id=usb".into());
