@@ -11,6 +11,7 @@
 //! - [`console`], [`status`], [`ssh`]: what the guest says, what the agent says, commands inside the guest
 //! - [`fault`]: power cuts, pauses, resets
 //! - [`blklog`]: what a disk was asked to write and to flush, in order
+//! - [`power_cut`]: every state that a cut leaves of the ESP, judged and booted
 //! - [`boot`]: how far a boot has come, and what took how long
 //! - [`attach`]: a terminal joined to a console
 //! - [`site`]: one or more machines that outlive the command that started them
@@ -27,6 +28,7 @@ pub mod esp;
 pub mod fault;
 pub mod firmware_vars;
 pub mod machine;
+pub mod power_cut;
 pub mod process;
 pub mod programs;
 pub mod qemu;
