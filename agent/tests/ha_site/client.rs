@@ -246,14 +246,25 @@ impl Clients {
 
     /// Ends the clients; everything that they were told.
     pub fn end(mut self) -> Vec<Ack> {
-        for child in &mut self.children {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.stop();
         while let Ok(ack) = self.told.recv_timeout(Duration::from_millis(500)) {
             self.acks.push(ack);
         }
-        self.acks
+        std::mem::take(&mut self.acks)
+    }
+
+    fn stop(&mut self) {
+        for mut child in self.children.drain(..) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// A test that fails leaves no client behind.
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
