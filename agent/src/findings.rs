@@ -45,6 +45,7 @@ fn boot(state: &State, all: &mut Vec<Finding>) {
     }
     if let (Some(observed), Some(desired)) = (&facts.observed, &state.desired)
         && observed.roothash != desired.roothash
+        && !on_trial(state)
     {
         all.push(finding(
             Severity::Warning,
@@ -72,6 +73,12 @@ fn boot(state: &State, all: &mut Vec<Finding>) {
         let next = "see `journalctl -k -g farhold` for the moment it happened";
         all.push(finding(Severity::Warning, "early-note", note.clone(), next));
     }
+}
+
+/// A release on trial is meant to run, though it is not the desired one yet.
+fn on_trial(state: &State) -> bool {
+    let phase = state.update.as_ref().map_or("", |view| view.status.phase.as_str());
+    matches!(phase, "trial" | "committing")
 }
 
 fn partition(state: &State, all: &mut Vec<Finding>) {

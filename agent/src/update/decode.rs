@@ -1,4 +1,4 @@
-//! Makes a target out of a staged object: as it is, decompressed, or as a delta to the running slot. Streams; what comes out is bounded by the target's
+//! Makes a target out of a staged object: as it is, decompressed, or as a delta to what runs. Streams; what comes out is bounded by the target's
 //! length, and proved by whoever takes it.
 
 use crate::io::disk::Disk;
@@ -17,7 +17,7 @@ const CHUNK: usize = 1 << 20;
 /// Takes the target's bytes in order, in pieces of [`CHUNK`] but the last.
 pub type Out<'o> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'o;
 
-/// Decodes a complete staged object; `base` is the running slot's root partition.
+/// Decodes a complete staged object; `base` is what a delta begins from.
 ///
 /// # Errors
 /// [`Failure`]: [`Fault::Incomplete`] if blocks must be fetched again, [`Fault::Damaged`] if the payload does not give
@@ -36,7 +36,7 @@ pub fn decode<D: Disk>(
             delta(way, &old, staging, length, out)
         }
         (Method::Delta { .. }, None) => {
-            Err(Failure::new(Fault::Damaged, "a delta needs the running slot, which cannot be read here"))
+            Err(Failure::new(Fault::Damaged, "a delta needs a base, which is not here"))
         }
     }
 }
@@ -51,7 +51,7 @@ fn unusable(unreadable: Unreadable, way: &Way) -> Failure {
     }
 }
 
-/// The image in the running slot.
+/// What a delta begins from.
 struct Base {
     disk: Box<dyn Disk>,
     bytes: u64,

@@ -1,8 +1,11 @@
 //! The ESP while the agent writes it: mounted for one operation, every change flushed to the medium before the next.
 //!
-//! A rename on FAT is two entries of a folder, which a power cut may leave both, or neither; so the steps that use it
-//! are chosen such that either is survived (`install`, `step`). Knows nothing of what entries mean.
+//! FAT orders nothing: a rename may leave both names or neither, a removal a name whose clusters are partly free. So an
+//! entry is written in place with a blank first sector, which makes it no program that systemd-boot would list, and
+//! that one sector comes last; it goes the other way round. Names are changed for counters only. Knows nothing of what
+//! entries mean. See docs/decisions/0040 for what was measured.
 
+use crate::io::disk::{BlockDevice, Disk};
 use anyhow::{Context, Result, ensure};
 use formats::entry::FOLDER;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -12,55 +15,53 @@ use std::path::{Path, PathBuf};
 
 /// Where it is mounted.
 const MOUNT: &str = "/run/farhold/esp-rw";
-/// Folder for files that are not entries yet.
-const OUTSIDE: &str = "EFI/farhold";
-/// The UKI before it becomes an entry.
-const STAGED: &str = "EFI/farhold/new.efi";
+/// The sector that makes a file a program, or none.
+pub const HEAD: usize = 512;
+/// A new file is so long from the start, so that its first sector has a place.
+const FIRST: usize = 4096;
 /// Most names read from a folder; a damaged FAT can show files without end.
 const NAMES_MAX: usize = 256;
 
-/// A file of the ESP.
-#[derive(Clone, Copy, Debug)]
-pub enum Name<'n> {
-    /// An entry, by its file name.
-    Entry(&'n str),
-    /// The UKI that is not an entry yet.
-    Staged,
-}
-
-/// The ESP. Each change is durable when its call returns.
+/// The ESP. Each change is durable when its call returns, unless it says otherwise.
 pub trait Esp {
-    /// Names in the folder of entries.
+    /// Names in the folder of entries, those with a blank first sector left out.
     ///
     /// # Errors
     /// The file system's, as for all calls.
     fn names(&mut self) -> Result<Vec<String>>;
-    /// Bytes of a file.
-    fn length(&mut self, name: Name<'_>) -> Result<u64>;
-    /// Reads exactly `into.len()` bytes.
-    fn read(&mut self, name: Name<'_>, at: u64, into: &mut [u8]) -> Result<()>;
+    /// Opens an entry to read it.
+    fn open(&mut self, name: &str) -> Result<Box<dyn Disk>>;
     /// Bytes that are free.
     fn free(&mut self) -> Result<u64>;
-    /// Removes an entry.
-    fn remove(&mut self, name: &str) -> Result<()>;
+    /// Removes all names of one release; they may be names of one file.
+    fn remove(&mut self, names: &[String]) -> Result<()>;
     /// Renames an entry.
     fn rename(&mut self, from: &str, to: &str) -> Result<()>;
-    /// Makes the staged file anew, empty.
-    fn stage(&mut self) -> Result<()>;
-    /// Adds to it; durable only from [`Esp::seal`] on.
+    /// Begins an entry, with a blank first sector. What an interrupted attempt left is removed.
+    fn begin(&mut self, name: &str) -> Result<()>;
+    /// Adds bytes to it; durable only from [`Esp::seal`] on. The first sector is held back.
     fn append(&mut self, bytes: &[u8]) -> Result<()>;
-    /// Makes the staged file durable, and the caches forget it.
+    /// Makes all but the first sector durable, and the caches forget it.
     fn seal(&mut self) -> Result<()>;
-    /// Makes the staged file an entry.
-    fn place(&mut self, name: &str) -> Result<()>;
+    /// Reads what was sealed, the first sector as it will be.
+    fn sealed(&mut self, at: u64, into: &mut [u8]) -> Result<()>;
+    /// Writes the first sector: from now on it is an entry.
+    fn commit(&mut self) -> Result<()>;
 }
 
 /// An ESP in a folder: the mounted one, or a folder of a test.
 pub struct Folder {
     root: PathBuf,
-    staged: Option<File>,
-    written: u64,
+    new: Option<New>,
     mounted: bool,
+}
+
+/// An entry that is being written.
+struct New {
+    file: File,
+    path: PathBuf,
+    head: Vec<u8>,
+    bytes: u64,
 }
 
 impl Folder {
@@ -81,23 +82,41 @@ impl Folder {
 
     /// An ESP whose root is this folder.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), staged: None, written: 0, mounted: false }
+        Self { root: root.to_owned(), new: None, mounted: false }
     }
 
-    fn path(&self, name: Name<'_>) -> PathBuf {
-        match name {
-            Name::Entry(name) => self.root.join(FOLDER).join(name),
-            Name::Staged => self.root.join(STAGED),
-        }
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(FOLDER).join(name)
     }
 
     /// FAT needs both: the first writes everything back, the second also empties the cache of the disk.
-    fn flush(&self, folder: &str) -> Result<()> {
-        let folder = self.root.join(folder);
+    fn flush(&self) -> Result<()> {
+        let folder = self.root.join(FOLDER);
         let what = || format!("flush {}", folder.display());
         let file = File::open(&folder).with_context(what)?;
         nix::unistd::syncfs(&file).with_context(what)?;
         file.sync_all().with_context(what)
+    }
+
+    /// Names, each with whether its first sector is blank.
+    fn list(&self) -> Result<Vec<(String, bool)>> {
+        let folder = self.root.join(FOLDER);
+        let what = || format!("list {}", folder.display());
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder).with_context(what)?.take(NAMES_MAX) {
+            let entry = entry.with_context(what)?;
+            let mut head = [1; HEAD];
+            // A file that is shorter, or cannot be read, is none that was begun here.
+            let read = File::open(entry.path()).and_then(|file| file.read_exact_at(&mut head, 0));
+            let blank = read.is_ok() && head.iter().all(|byte| *byte == 0);
+            names.push((entry.file_name().to_string_lossy().into_owned(), blank));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn begun(&mut self) -> Result<&mut New> {
+        self.new.as_mut().context("no entry was begun on the ESP")
     }
 }
 
@@ -113,25 +132,11 @@ impl Drop for Folder {
 
 impl Esp for Folder {
     fn names(&mut self) -> Result<Vec<String>> {
-        let folder = self.root.join(FOLDER);
-        let what = || format!("list {}", folder.display());
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&folder).with_context(what)?.take(NAMES_MAX) {
-            names.push(entry.with_context(what)?.file_name().to_string_lossy().into_owned());
-        }
-        names.sort();
-        Ok(names)
+        Ok(self.list()?.into_iter().filter(|(_, blank)| !blank).map(|(name, _)| name).collect())
     }
 
-    fn length(&mut self, name: Name<'_>) -> Result<u64> {
-        let path = self.path(name);
-        Ok(fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?.len())
-    }
-
-    fn read(&mut self, name: Name<'_>, at: u64, into: &mut [u8]) -> Result<()> {
-        let path = self.path(name);
-        let what = || format!("read {}", path.display());
-        File::open(&path).with_context(what)?.read_exact_at(into, at).with_context(what)
+    fn open(&mut self, name: &str) -> Result<Box<dyn Disk>> {
+        Ok(Box::new(BlockDevice::open_for_reading(&self.path(name))?))
     }
 
     fn free(&mut self) -> Result<u64> {
@@ -139,50 +144,78 @@ impl Esp for Folder {
         Ok(room.blocks_available() * room.fragment_size())
     }
 
-    fn remove(&mut self, name: &str) -> Result<()> {
-        let path = self.path(Name::Entry(name));
-        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-        self.flush(FOLDER)
+    fn remove(&mut self, names: &[String]) -> Result<()> {
+        for name in names {
+            let path = self.path(name);
+            let what = || format!("blank {}", path.display());
+            let file = OpenOptions::new().write(true).open(&path).with_context(what)?;
+            file.write_all_at(&[0; HEAD], 0).with_context(what)?;
+            file.sync_all().with_context(what)?;
+        }
+        for name in names {
+            let path = self.path(name);
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        self.flush()
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<()> {
-        let (from, to) = (self.path(Name::Entry(from)), self.path(Name::Entry(to)));
+        let (from, to) = (self.path(from), self.path(to));
         ensure!(!to.exists(), "{} is there already", to.display());
         fs::rename(&from, &to).with_context(|| format!("rename {} to {}", from.display(), to.display()))?;
-        self.flush(FOLDER)
+        self.flush()
     }
 
-    fn stage(&mut self) -> Result<()> {
-        let folder = self.root.join(OUTSIDE);
-        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        let path = self.path(Name::Staged);
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
-        self.staged = Some(file.with_context(|| format!("make {}", path.display()))?);
-        self.written = 0;
+    fn begin(&mut self, name: &str) -> Result<()> {
+        for (blank, _) in self.list()?.into_iter().filter(|(_, blank)| *blank) {
+            let path = self.path(&blank);
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        let path = self.path(name);
+        let what = || format!("make {}", path.display());
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(&path).with_context(what)?;
+        file.write_all_at(&[0; FIRST], 0).with_context(what)?;
+        file.sync_all().with_context(what)?;
+        self.flush()?;
+        self.new = Some(New { file, path, head: Vec::new(), bytes: 0 });
         Ok(())
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let file = self.staged.as_ref().context("no file was staged on the ESP")?;
-        file.write_all_at(bytes, self.written).context("write a UKI to the ESP")?;
-        self.written += bytes.len() as u64;
+        let new = self.begun()?;
+        let (head, rest) = bytes.split_at(bytes.len().min(HEAD - new.head.len()));
+        new.head.extend_from_slice(head);
+        let at = new.bytes + head.len() as u64;
+        new.file.write_all_at(rest, at).with_context(|| format!("write {}", new.path.display()))?;
+        new.bytes += bytes.len() as u64;
         Ok(())
     }
 
     fn seal(&mut self) -> Result<()> {
-        let file = self.staged.take().context("no file was staged on the ESP")?;
-        file.sync_all().context("flush a UKI to the ESP")?;
-        self.flush(OUTSIDE)?;
+        let new = self.begun()?;
+        let what = format!("flush {}", new.path.display());
+        ensure!(new.bytes >= FIRST as u64, "a UKI of {} bytes is none", new.bytes);
+        new.file.sync_all().context(what.clone())?;
         let all = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-        nix::fcntl::posix_fadvise(&file, 0, 0, all).context("drop the cache of a UKI")
+        self.flush()?;
+        nix::fcntl::posix_fadvise(&self.begun()?.file, 0, 0, all).context(what)
     }
 
-    fn place(&mut self, name: &str) -> Result<()> {
-        let (from, to) = (self.path(Name::Staged), self.path(Name::Entry(name)));
-        ensure!(!to.exists(), "{} is there already", to.display());
-        fs::rename(&from, &to).with_context(|| format!("rename {} to {}", from.display(), to.display()))?;
-        self.flush(FOLDER)?;
-        self.flush(OUTSIDE)
+    fn sealed(&mut self, at: u64, into: &mut [u8]) -> Result<()> {
+        let new = self.begun()?;
+        new.file.read_exact_at(into, at).with_context(|| format!("read {}", new.path.display()))?;
+        let from = usize::try_from(at).unwrap_or(HEAD).min(HEAD);
+        let held = &new.head[from..(from + into.len()).min(HEAD)];
+        into[..held.len()].copy_from_slice(held);
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        let new = self.new.take().context("no entry was begun on the ESP")?;
+        let what = || format!("write the first sector of {}", new.path.display());
+        new.file.write_all_at(&new.head, 0).with_context(what)?;
+        new.file.sync_all().with_context(what)
     }
 }
 
@@ -191,27 +224,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_staged_file_becomes_an_entry_only_when_placed() {
+    fn a_file_becomes_an_entry_only_with_its_first_sector() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join(FOLDER)).unwrap();
         let mut esp = Folder::at(root.path());
-        for text in ["an interrupted attempt", "second"] {
-            esp.stage().unwrap();
-            esp.append(text.as_bytes()).unwrap();
-        }
+        let uki: Vec<u8> = (0..10_000u32).map(|n| (n % 251) as u8 + 1).collect();
+        esp.begin("1.1_0123abcd+3.efi").unwrap();
+        esp.append(&uki[..700]).unwrap();
+        assert!(esp.names().unwrap().is_empty(), "an interrupted attempt is no entry");
+        esp.begin("1.0_0123abcd+3.efi").unwrap();
+        uki.chunks(300).for_each(|part| esp.append(part).unwrap());
+        esp.seal().unwrap();
         assert!(esp.names().unwrap().is_empty());
-        esp.seal().unwrap();
-        assert_eq!(esp.length(Name::Staged).unwrap(), 6);
-        esp.place("1.0_0123abcd+3.efi").unwrap();
+        for at in [0, 100, 500, 512, 6000] {
+            let mut found = vec![0; 3000];
+            esp.sealed(at, &mut found).unwrap();
+            assert_eq!(found, uki[at as usize..at as usize + 3000], "{at}");
+        }
+        esp.commit().unwrap();
+        assert_eq!(esp.names().unwrap(), ["1.0_0123abcd+3.efi"]);
+        assert_eq!(fs::read_dir(root.path().join(FOLDER)).unwrap().count(), 1, "the attempt is gone");
         esp.rename("1.0_0123abcd+3.efi", "1.0_0123abcd.efi").unwrap();
-        assert_eq!(esp.names().unwrap(), ["1.0_0123abcd.efi"]);
-        let mut bytes = [0; 6];
-        esp.read(Name::Entry("1.0_0123abcd.efi"), 0, &mut bytes).unwrap();
-        assert_eq!(&bytes, b"second");
-        esp.stage().unwrap();
-        esp.seal().unwrap();
-        assert!(esp.place("1.0_0123abcd.efi").is_err(), "an entry is never written over");
-        esp.remove("1.0_0123abcd.efi").unwrap();
-        assert!(esp.append(b"x").is_err());
+        let mut found = vec![0; uki.len()];
+        esp.open("1.0_0123abcd.efi").unwrap().read(0, &mut found).unwrap();
+        assert_eq!(found, uki);
+        assert!(esp.begin("1.0_0123abcd.efi").is_err(), "an entry is never written over");
+        esp.remove(&["1.0_0123abcd.efi".to_owned()]).unwrap();
+        assert!(esp.names().unwrap().is_empty() && esp.append(b"x").is_err());
     }
 }

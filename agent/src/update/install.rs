@@ -5,9 +5,9 @@ use crate::io::disk::Disk;
 use crate::update::carrier::{Carrier, Failure};
 use crate::update::decode::decode;
 use crate::update::entries::{self, Operation};
-use crate::update::esp::{Esp, Name};
+use crate::update::esp::Esp;
 use crate::update::fetch::{self, Control, Interval};
-use crate::update::plan::{Made, Place, Room, Way};
+use crate::update::plan::{Place, Room, Way};
 use crate::update::slot::{self, Disks, Image, Incomplete, VerifiedSlot};
 use crate::update::staging::{self, Staging};
 use crate::update::state::{Attempt, Release};
@@ -15,12 +15,14 @@ use crate::update::step::{Fault, Part};
 use anyhow::{Context, Result, ensure};
 use formats::entry::{EntryName, Tries};
 use formats::hex::Digest;
-use formats::object::Builder;
+use formats::object::{BlockSize, Builder, Geometry};
 
 /// Written data is flushed this often, so that it does not pile up in memory, bytes.
 const FLUSH: u64 = 16 << 20;
 const CHUNK: usize = 1 << 20;
 const PAGE: u64 = 4096;
+/// Block size of UKIs as objects, as the builder makes them; with another one a delta for a UKI is not recognised.
+const UKI_BLOCK: BlockSize = BlockSize::KIB_64;
 
 /// A part of the machine's storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,12 +113,6 @@ impl Attempt {
             Part::Uki => self.plan.uki.ways.get(self.uki_way),
         }
     }
-    fn made(&self, part: Part) -> &Made {
-        match part {
-            Part::Slot => &self.plan.slot,
-            Part::Uki => &self.plan.uki,
-        }
-    }
 }
 
 fn region(attempt: &Attempt, part: Part) -> Result<u64> {
@@ -170,8 +166,13 @@ pub fn fetch(work: &mut Work<'_>, attempt: &Attempt, carrier: &mut dyn Carrier) 
 /// Takes the other slot out of use: its entries, then its superblock.
 fn retire(work: &mut Work<'_>) -> Result<()> {
     let mut esp = work.platform.esp()?;
-    for name in entries::to_retire(&esp.names()?, work.running).map_err(anyhow::Error::msg)? {
-        esp.remove(&name)?;
+    let mut names = entries::to_retire(&esp.names()?, work.running).map_err(anyhow::Error::msg)?;
+    // Names of one release may be names of one file, so they go together.
+    while let Some(entry) = names.first().and_then(|name| EntryName::parse(name)) {
+        let same = |name: &String| EntryName::parse(name).is_some_and(|other| other.id() == entry.id());
+        let (now, later): (Vec<String>, Vec<String>) = names.into_iter().partition(same);
+        esp.remove(&now)?;
+        names = later;
     }
     drop(esp);
     let mut verity = work.platform.open(Volume::OtherVerity)?;
@@ -256,16 +257,19 @@ pub fn enter(work: &mut Work<'_>, attempt: &Attempt, slot: &VerifiedSlot) -> Res
     let way = attempt.way(Part::Uki).ok_or((Part::Uki, Failure::new(Fault::Absent, "no way is left")))?;
     let staging = staged(work.platform, attempt, Part::Uki).map_err(&here)?;
     let target = &plan.uki.target;
+    let geometry = target.geometry().map_err(anyhow::Error::msg).map_err(&here)?;
     let mut esp = work.platform.esp().map_err(&here)?;
     // The safety net: without an uncounted entry of the running release none is made.
     let names = esp.names().map_err(&here)?;
     entries::to_retire(&names, work.running).map_err(anyhow::Error::msg).map_err(&here)?;
-    for entry in entries::of(&names, plan.roothash) {
-        esp.remove(&entry.file_name()).map_err(&here)?;
+    let old: Vec<String> = entries::of(&names, plan.roothash).iter().map(EntryName::file_name).collect();
+    if !old.is_empty() {
+        esp.remove(&old).map_err(&here)?;
     }
-    let mut made = Builder::new(target.geometry().map_err(anyhow::Error::msg).map_err(&here)?.block());
-    esp.stage().map_err(&here)?;
-    decode(way, None, staging, target.bytes, &mut |bytes| {
+    let base = base_uki(esp.as_mut(), work.running).map_err(&here)?;
+    let mut made = Builder::new(geometry.block());
+    esp.begin(&wanted).map_err(&here)?;
+    decode(way, Some(base), staging, target.bytes, &mut |bytes| {
         made.push(bytes);
         esp.append(bytes).map_err(|error| Failure::local(&error))
     })
@@ -276,29 +280,34 @@ pub fn enter(work: &mut Work<'_>, attempt: &Attempt, slot: &VerifiedSlot) -> Res
         return Err((Part::Uki, Failure::new(Fault::Damaged, why)));
     }
     esp.seal().map_err(&here)?;
-    let found = id_of(esp.as_mut(), Name::Staged, attempt).map_err(&here)?;
+    let found = id_of(geometry, &mut |at, into| esp.sealed(at, into)).map_err(&here)?;
     if found != target.id {
         return Err((
             Part::Uki,
             Failure::new(Fault::Local, "the ESP does not return what was written to it"),
         ));
     }
-    esp.place(&wanted).map_err(&here)
+    esp.commit().map_err(&here)
 }
 
-fn id_of(esp: &mut dyn Esp, name: Name<'_>, attempt: &Attempt) -> Result<Digest> {
-    let geometry = attempt.made(Part::Uki).target.geometry().map_err(anyhow::Error::msg)?;
-    let length = esp.length(name)?;
+fn id_of(geometry: Geometry, read: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>) -> Result<Digest> {
     let mut builder = Builder::new(geometry.block());
     let mut chunk = vec![0; CHUNK];
     let mut at = 0;
-    while at < length.min(geometry.length() + 1) {
-        let part = &mut chunk[..CHUNK.min(usize::try_from(length - at)?)];
-        esp.read(name, at, part)?;
+    while at < geometry.length() {
+        let part = &mut chunk[..CHUNK.min(usize::try_from(geometry.length() - at)?)];
+        read(at, part)?;
         builder.push(part);
         at += part.len() as u64;
     }
     Ok(builder.finish()?.id)
+}
+
+/// The running release's UKI: what deltas for UKIs begin from.
+fn base_uki(esp: &mut dyn Esp, running: Digest) -> Result<Box<dyn Disk>> {
+    let entries = entries::of(&esp.names()?, running);
+    let entry = formats::loader::first(&entries).context("the ESP has no entry of the running release")?;
+    esp.open(&entry.file_name())
 }
 
 /// Looks for a release's entry and does what is asked to it. Gives the entry as it was.
@@ -319,9 +328,8 @@ pub fn entry(work: &mut Work<'_>, operation: Operation, release: &Release) -> Re
     // or both go.
     let twins = entries::of(&names, release.roothash);
     if operation == Operation::Spend && twins.len() > 1 {
-        for twin in twins {
-            esp.remove(&twin.file_name())?;
-        }
+        let twins: Vec<String> = twins.iter().map(EntryName::file_name).collect();
+        esp.remove(&twins)?;
         return Ok(Some(found));
     }
     if let Some(becomes) = becomes.filter(|becomes| !names.contains(&becomes.file_name())) {
@@ -356,7 +364,12 @@ pub fn room(platform: &mut dyn Platform, running: Digest) -> Result<Room> {
     let mut esp = platform.esp()?;
     let mut free = esp.free()?;
     for name in entries::to_retire(&esp.names()?, running).unwrap_or_default() {
-        free = free.saturating_add(esp.length(Name::Entry(&name))?);
+        free = free.saturating_add(esp.open(&name)?.len());
     }
-    Ok(Room { root, verity, esp: free, var })
+    // Without it, UKIs are fetched whole.
+    let uki = base_uki(esp.as_mut(), running).and_then(|uki| {
+        let geometry = Geometry::new(uki.len(), UKI_BLOCK)?;
+        id_of(geometry, &mut |at, into| uki.read(at, into))
+    });
+    Ok(Room { root, verity, esp: free, var, uki: uki.ok() })
 }

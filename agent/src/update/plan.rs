@@ -55,9 +55,9 @@ pub enum Method {
         /// Binary logarithm of its window.
         window_log: u8,
     },
-    /// A delta against the running slot's image.
+    /// A delta against what runs: the slot's image for an image, the UKI for a UKI.
     Delta {
-        /// Bytes of that image.
+        /// Bytes of that base.
         base_bytes: u64,
     },
 }
@@ -148,6 +148,8 @@ pub struct Room {
     pub esp: u64,
     /// Free on `/var`.
     pub var: u64,
+    /// Object id of the running UKI.
+    pub uki: Option<Digest>,
 }
 
 /// The release that runs, and what it is compared with.
@@ -183,6 +185,7 @@ pub fn make(offer: &Offer<'_>, running: Running<'_>, room: &Room) -> Result<Plan
     let TargetKind::Slot { roothash, salt, uuid } = &slot.kind else {
         return Err("the release has no slot image".into());
     };
+    let bases = Bases { slot: running.roothash, uki: room.uki };
     check_order(&manifest.version, *roothash, running)?;
     check_room(manifest, room)?;
     let mut plan = Plan {
@@ -191,8 +194,8 @@ pub fn make(offer: &Offer<'_>, running: Running<'_>, room: &Room) -> Result<Plan
         manifest: offer.id,
         salt: formats::hex::encode(salt),
         uuid: formats::hex::encode(uuid),
-        slot: Made { target: Object::from(&slot.object), ways: ways(offer, slot_at, running) },
-        uki: Made { target: Object::from(&uki.object), ways: ways(offer, uki_at, running) },
+        slot: Made { target: Object::from(&slot.object), ways: ways(offer, slot_at, &bases) },
+        uki: Made { target: Object::from(&uki.object), ways: ways(offer, uki_at, &bases) },
         place: Place::State,
     };
     plan.place = place(&plan, room)?;
@@ -205,10 +208,17 @@ fn position(manifest: &Manifest, wanted: impl Fn(&TargetKind) -> bool) -> Option
     known.find(|(_, target)| wanted(&target.kind))
 }
 
-fn ways(offer: &Offer<'_>, at: u16, running: Running<'_>) -> Vec<Way> {
+/// What deltas can begin from.
+struct Bases {
+    slot: Digest,
+    uki: Option<Digest>,
+}
+
+fn ways(offer: &Offer<'_>, at: u16, bases: &Bases) -> Vec<Way> {
+    let uki = offer.manifest.target(at).is_some_and(|target| target.kind == TargetKind::Uki);
     let has = |source: &Source| match source {
-        Source::Slot { roothash, .. } => *roothash == running.roothash,
-        Source::Object(_) => false,
+        Source::Slot { roothash, .. } => !uki && *roothash == bases.slot,
+        Source::Object(object) => uki && Some(object.id) == bases.uki,
     };
     let found = catalogue::ways(offer.manifest, offer.catalogue, at, &has);
     let method = |way: &catalogue::Way<'_>| match way.payload.map(|payload| &payload.kind) {
@@ -216,6 +226,7 @@ fn ways(offer: &Offer<'_>, at: u16, running: Running<'_>) -> Vec<Way> {
         Some(PayloadKind::Full { window_log }) => Some(Method::Zstd { window_log: *window_log }),
         Some(PayloadKind::Delta { base }) => match base.as_slice() {
             [Source::Slot { bytes, .. }] => Some(Method::Delta { base_bytes: *bytes }),
+            [Source::Object(object)] => Some(Method::Delta { base_bytes: object.geometry.length() }),
             [..] => None,
         },
     };

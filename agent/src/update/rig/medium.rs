@@ -2,7 +2,8 @@
 //! value. Every change is an operation at which the power can go.
 
 use crate::io::disk::Disk;
-use crate::update::esp::{Esp, Name};
+use crate::io::disk::fault::FaultDisk;
+use crate::update::esp::{Esp, HEAD};
 use crate::update::install::{Platform, Volume};
 use crate::update::state::Memory;
 use anyhow::{Context, Result, bail, ensure};
@@ -48,8 +49,16 @@ pub fn fates(medium: &Medium) -> Vec<Fate> {
     };
     let changes = match &inner.change {
         None => 1,
-        Some(Change::Rename(..) | Change::Place(_)) => 4,
-        Some(Change::Remove(_) | Change::Memory(_) | Change::Staged | Change::Discard) => 2,
+        Some(Change::Rename(..)) => 4,
+        Some(
+            Change::Begin(_)
+            | Change::Fill(_)
+            | Change::Commit(_)
+            | Change::Blank(_)
+            | Change::Unlink(_)
+            | Change::Memory(_)
+            | Change::Discard,
+        ) => 2,
     };
     let all = |writes: Writes| (0..changes).map(move |change| Fate { writes, change });
     writes.into_iter().flat_map(all).collect()
@@ -109,9 +118,15 @@ impl Device {
 #[derive(Clone)]
 enum Change {
     Rename(String, String),
-    Place(String),
-    Remove(String),
-    Staged,
+    /// A blank file.
+    Begin(String),
+    /// What stands behind its first sector, of which anything may have come through.
+    Fill(String),
+    /// Its first sector, all at once.
+    Commit(String),
+    /// First sectors go.
+    Blank(Vec<String>),
+    Unlink(Vec<String>),
     Memory(Box<Memory>),
     Discard,
 }
@@ -120,7 +135,7 @@ enum Change {
 struct Inner {
     devices: BTreeMap<Place, Device>,
     entries: BTreeMap<String, Vec<u8>>,
-    staged: Vec<u8>,
+    new: Option<(String, Vec<u8>)>,
     memory: Memory,
     change: Option<Change>,
     operations: usize,
@@ -161,17 +176,24 @@ impl Inner {
                     self.entries.insert(to.clone(), bytes);
                 }
             }
-            (Change::Place(name), outcome) => {
-                if outcome != 3 {
-                    self.entries.insert(name.clone(), self.staged.clone());
-                }
-                if outcome != 2 {
-                    self.staged.clear();
+            (Change::Begin(name), _) => {
+                let blank = |bytes: &Vec<u8>| bytes.iter().take(HEAD).all(|byte| *byte == 0);
+                self.entries.retain(|_, bytes| !blank(bytes));
+                self.entries.insert(name.clone(), vec![0; 4096]);
+            }
+            (Change::Fill(name), _) => {
+                self.entries.insert(name.clone(), [vec![0; HEAD], vec![0xa5; 777]].concat());
+            }
+            (Change::Commit(name), _) => {
+                let bytes = self.new.as_ref().map(|(_, bytes)| bytes.clone()).unwrap_or_default();
+                self.entries.insert(name.clone(), bytes);
+            }
+            (Change::Blank(names), _) => {
+                for (_, bytes) in self.entries.iter_mut().filter(|(name, _)| names.contains(name)) {
+                    bytes[..HEAD].fill(0);
                 }
             }
-            (Change::Remove(name), _) => drop(self.entries.remove(name)),
-            // A file that was not sealed holds anything.
-            (Change::Staged, _) => self.staged = vec![0xa5; 777],
+            (Change::Unlink(names), _) => self.entries.retain(|name, _| !names.contains(name)),
             (Change::Memory(memory), _) => self.memory = (**memory).clone(),
             (Change::Discard, _) => self.devices.retain(|place, _| !matches!(place, Place::Staged(_))),
         }
@@ -234,8 +256,12 @@ impl Medium {
     pub fn remember(&self, memory: &Memory) -> Result<()> {
         self.inner.borrow_mut().change(Change::Memory(Box::new(memory.clone())))
     }
+    /// Files that systemd-boot lists: those with a first sector.
     pub fn entries(&self) -> BTreeMap<String, Vec<u8>> {
-        self.inner.borrow().entries.clone()
+        let listed = |bytes: &Vec<u8>| bytes.iter().take(HEAD).any(|byte| *byte != 0);
+        let inner = self.inner.borrow();
+        let entries = inner.entries.iter().filter(|(_, bytes)| listed(bytes));
+        entries.map(|(name, bytes)| (name.clone(), bytes.clone())).collect()
     }
     pub fn bytes(&self, place: Place) -> Vec<u8> {
         self.inner.borrow().devices[&place].durable.clone()
@@ -332,55 +358,51 @@ impl Platform for Medium {
 
 impl Esp for Medium {
     fn names(&mut self) -> Result<Vec<String>> {
-        Ok(self.inner.borrow().entries.keys().cloned().collect())
+        Ok(self.entries().into_keys().collect())
     }
-    fn length(&mut self, name: Name<'_>) -> Result<u64> {
-        let inner = self.inner.borrow();
-        Ok(match name {
-            Name::Entry(name) => inner.entries.get(name).context("no such entry")?.len() as u64,
-            Name::Staged => inner.staged.len() as u64,
-        })
-    }
-    fn read(&mut self, name: Name<'_>, at: u64, into: &mut [u8]) -> Result<()> {
-        let inner = self.inner.borrow();
-        let bytes = match name {
-            Name::Entry(name) => inner.entries.get(name).context("no such entry")?,
-            Name::Staged => &inner.staged,
-        };
-        into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
-        Ok(())
+    fn open(&mut self, name: &str) -> Result<Box<dyn Disk>> {
+        let bytes = self.inner.borrow().entries.get(name).cloned();
+        Ok(Box::new(FaultDisk::new(bytes.context("no such entry")?)))
     }
     fn free(&mut self) -> Result<u64> {
         Ok(1 << 20)
     }
-    fn remove(&mut self, name: &str) -> Result<()> {
-        self.inner.borrow_mut().change(Change::Remove(name.to_owned()))
+    fn remove(&mut self, names: &[String]) -> Result<()> {
+        let mut inner = self.inner.borrow_mut();
+        inner.change(Change::Blank(names.to_vec()))?;
+        inner.change(Change::Unlink(names.to_vec()))
     }
     fn rename(&mut self, from: &str, to: &str) -> Result<()> {
         self.inner.borrow_mut().change(Change::Rename(from.to_owned(), to.to_owned()))
     }
-    fn stage(&mut self) -> Result<()> {
+    fn begin(&mut self, name: &str) -> Result<()> {
         let mut inner = self.inner.borrow_mut();
-        inner.change(Change::Staged)?;
-        inner.staged.clear();
+        inner.change(Change::Begin(name.to_owned()))?;
+        inner.new = Some((name.to_owned(), Vec::new()));
         Ok(())
     }
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         let mut inner = self.inner.borrow_mut();
-        let kept = inner.staged.clone();
-        inner.change(Change::Staged)?;
-        inner.staged = kept;
-        inner.staged.extend(bytes);
+        let (name, mut new) = inner.new.clone().context("nothing was begun")?;
+        inner.change(Change::Fill(name.clone()))?;
+        new.extend(bytes);
+        inner.new = Some((name, new));
         Ok(())
     }
     fn seal(&mut self) -> Result<()> {
         let mut inner = self.inner.borrow_mut();
-        let kept = inner.staged.clone();
-        inner.change(Change::Staged)?;
-        inner.staged = kept;
+        let (name, _) = inner.new.clone().context("nothing was begun")?;
+        inner.change(Change::Fill(name))
+    }
+    fn sealed(&mut self, at: u64, into: &mut [u8]) -> Result<()> {
+        let inner = self.inner.borrow();
+        let (_, bytes) = inner.new.as_ref().context("nothing was begun")?;
+        into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
         Ok(())
     }
-    fn place(&mut self, name: &str) -> Result<()> {
-        self.inner.borrow_mut().change(Change::Place(name.to_owned()))
+    fn commit(&mut self) -> Result<()> {
+        let mut inner = self.inner.borrow_mut();
+        let (name, _) = inner.new.clone().context("nothing was begun")?;
+        inner.change(Change::Commit(name))
     }
 }

@@ -108,14 +108,10 @@ impl State {
             Fault::Unreachable(retry_after) => self.later(why, retry_after, now_ms),
             Fault::Absent | Fault::Damaged => self.next_way(part, why, now_ms, out),
             Fault::Incomplete => {
-                let (Phase::Installing(attempt)
-                | Phase::Trial { trial: Trial { attempt: Some(attempt), .. }, .. }) =
-                    std::mem::take(&mut self.memory.phase)
-                else {
-                    return;
-                };
-                self.memory.phase = Phase::Fetching(attempt);
-                self.failed_here(why, now_ms, out);
+                if let Some(attempt) = self.attempt() {
+                    self.memory.phase = Phase::Fetching(attempt);
+                    self.failed_here(why, now_ms, out);
+                }
             }
             Fault::Local => self.failed_here(why, now_ms, out),
         }
