@@ -1,7 +1,7 @@
 //! A life of an ESP: every transition of two updates, made in a guest and recorded.
 //!
 //! The guest's shell makes the same system calls, in the same order, as the agent does, which itself is kept from
-//! running, so that nobody else writes; the counting of boots is systemd-boot's own, through the firmware. Each order is that of decision 0040. [`Order::Renames`] is the one that it
+//! running, so that nobody else writes; the counting of boots is systemd-boot's own, through the firmware. Each order is that of decision 0020. [`Order::Renames`] is the one that it
 //! replaced, kept to show that the replay finds what is wrong with it.
 
 use crate::console::Console;
