@@ -7,7 +7,7 @@ use qemu_tests::scenario::{RATE_KBIT, Scenario, runs};
 /// A block of the published payloads, bytes.
 const BLOCK: u64 = 65_536;
 /// The agent flushes what it fetched at least this often, seconds.
-const FLUSH_S: u64 = 10;
+const FLUSH_S: u64 = 2;
 
 #[test]
 fn updates_over_a_slow_link() -> Result<()> {
@@ -17,9 +17,10 @@ fn updates_over_a_slow_link() -> Result<()> {
 
     let good = scenario.good_release()?;
     ensure!(runs(&good.status)? == (Slot::B, "1.0.1"), "{:?} runs", good.status.observed);
-    let most = RATE_KBIT * 1000 / 8 * FLUSH_S + BLOCK;
+    // What was sent and not yet received counts too; it is about as much again.
+    let most = RATE_KBIT * 1000 / 8 * 2 * FLUSH_S + BLOCK;
     ensure!(good.sent.again <= most, "{} bytes were fetched twice", good.sent.again);
-    ensure!(good.sent.bytes < good.published.full_bytes / 4, "{} bytes over the link", good.sent.bytes);
+    ensure!(good.sent.bytes < good.published.full_bytes / 10, "{} bytes over the link", good.sent.bytes);
     scenario.device().sh("strace -V").context("the new release's program")?;
 
     let sick = scenario.sick_release()?;

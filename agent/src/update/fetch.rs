@@ -21,8 +21,8 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// A flush every 4 MiB or 10 s: little on a slow link, few flushes on a fast one.
-    pub const USUAL: Self = Self { bytes: 4 << 20, ms: 10_000 };
+    /// A flush every 4 MiB or 2 s: little to lose on a slow link, few flushes on a fast one.
+    pub const USUAL: Self = Self { bytes: 4 << 20, ms: 2_000 };
 }
 
 /// Blocks of a source that are not the object's before the source is given up.
