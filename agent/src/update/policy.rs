@@ -11,6 +11,9 @@ const RETRY_AFTER_MAX_MS: u64 = 24 * 3600 * 1000;
 const FIRST_CHECK_MS: u64 = 60_000;
 /// Between two attempts of checks that have not passed.
 pub const PROBE_MS: u64 = 2_000;
+/// A check whose deadline passes on a slow machine before its first attempt has ended gets this much longer: a command
+/// may take 30 s ([`super::health`]).
+pub const FIRST_ATTEMPT_MS: u64 = 60_000;
 /// Boots of a trial before it counts as failed, whatever the boot loader counts: on an ESP that cannot be written its
 /// counters never run out.
 pub const STARTS_MAX: u32 = 8;

@@ -263,6 +263,8 @@ pub struct Measured {
 /// What an attempt of a health check gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
+    /// The first attempt has not ended.
+    Untried,
     /// Not passed yet; what it last said.
     Waiting(String),
     /// Passed.

@@ -285,7 +285,7 @@ impl State {
         let facts = self.facts.as_ref().filter(|_| self.runs(release))?;
         let passed = |name: &str| matches!(self.live.checks.get(name), Some(Verdict::Passed));
         let waiting = facts.checks.iter().filter(|check| !passed(&check.name));
-        waiting.map(|check| u64::from(check.deadline_s) * 1000 + 1).min()
+        waiting.map(|check| self.due_ms(check) + 1).min()
     }
 
     fn tick(&mut self, now_ms: u64, out: &mut Outcome) {

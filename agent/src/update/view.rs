@@ -122,6 +122,7 @@ fn phase(state: &State) -> (&'static str, String, Named) {
 
 fn waiting(state: &State) -> Vec<String> {
     let waiting = state.live.checks.iter().filter_map(|(name, verdict)| match verdict {
+        Verdict::Untried => Some(format!("{name}: not attempted yet")),
         Verdict::Waiting(why) => Some(format!("{name}: {why}")),
         Verdict::Passed => None,
     });

@@ -3,6 +3,7 @@
 use super::{Effect, How, Operation, Outcome, State};
 use crate::update::policy;
 use crate::update::state::{Phase, Release, Verdict};
+use formats::device::HealthCheck;
 use formats::entry::EntryName;
 
 impl State {
@@ -13,8 +14,7 @@ impl State {
         let names: Vec<String> =
             facts.checks.iter().map(|check| check.name.clone()).filter(|name| waiting(name)).collect();
         for name in &names {
-            let not_yet = || Verdict::Waiting("not attempted yet".into());
-            self.live.checks.entry(name.clone()).or_insert_with(not_yet);
+            self.live.checks.entry(name.clone()).or_insert(Verdict::Untried);
         }
         self.live.retry_ms = Some(now_ms + policy::PROBE_MS);
         if !names.is_empty() {
@@ -32,6 +32,15 @@ impl State {
         }
     }
 
+    /// When a check counts as failed, ms since the kernel started.
+    pub(super) fn due_ms(&self, check: &HealthCheck) -> u64 {
+        let deadline = u64::from(check.deadline_s) * 1000;
+        match self.live.checks.get(&check.name) {
+            Some(Verdict::Waiting(_) | Verdict::Passed) => deadline,
+            Some(Verdict::Untried) | None => deadline.saturating_add(policy::FIRST_ATTEMPT_MS),
+        }
+    }
+
     /// Commits or leaves a trial, if its checks say so. Deadlines count from the boot, by the kernel's clock.
     pub(super) fn judge_trial(&mut self, now_ms: u64, out: &mut Outcome) {
         let Phase::Trial { release, trial } = &self.memory.phase else { return };
@@ -44,12 +53,11 @@ impl State {
             let excused = |name: &str| trial.excused.iter().any(|other| other == name);
             facts.checks.iter().filter(move |check| !excused(&check.name))
         };
-        let late =
-            counted().find(|check| !passed(&check.name) && now_ms > u64::from(check.deadline_s) * 1000);
+        let late = counted().find(|check| !passed(&check.name) && now_ms > self.due_ms(check));
         if let Some(check) = late {
             let last = match self.live.checks.get(&check.name) {
                 Some(Verdict::Waiting(why)) => why.as_str(),
-                Some(Verdict::Passed) | None => "it was never attempted",
+                Some(Verdict::Untried | Verdict::Passed) | None => "its first attempt did not end",
             };
             let why = format!(
                 "health check `{}` did not pass within {} s of the boot: {last}",
@@ -243,5 +251,69 @@ impl State {
         let why = "the operator asked for it".to_owned();
         self.memory.phase = Phase::Returning { to, from, why, restarts: 1 };
         self.spend(out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::step::{Event, Facts};
+    use formats::arch::Arch;
+    use formats::device::Probe;
+    use formats::hex::Digest;
+
+    const DEADLINE_MS: u64 = 30_000;
+
+    /// A trial whose agent starts when the deadline of its check is already over.
+    fn slow_boot() -> State {
+        let release = Release { version: "2".into(), roothash: Digest([2; 32]), manifest: None };
+        let probe = Probe::Port { port: 8080 };
+        let deadline_s = u32::try_from(DEADLINE_MS / 1000).unwrap();
+        let facts = Facts {
+            running: Some(release),
+            other: None,
+            durable: Ok(()),
+            counted: true,
+            restarted: false,
+            evidence: None,
+            fallback: None,
+            product: "test".into(),
+            board: "vm".into(),
+            arch: Arch::X86_64,
+            channel: 0,
+            id: "device".into(),
+            anchor: Err("not asked here".into()),
+            source: None,
+            poll_s: 3600,
+            checks: vec![HealthCheck { name: "shop".into(), deadline_s, probe }],
+            seed: 1,
+        };
+        let started = Event::Started(Box::new(facts), Box::default());
+        State::default().step(started, DEADLINE_MS + 10_000).0
+    }
+
+    #[test]
+    fn a_slow_boot_is_judged_by_the_first_attempt_not_by_its_lateness() {
+        let (state, _) = slow_boot().step(Event::Tick, DEADLINE_MS + 11_000);
+        assert!(matches!(state.memory.phase, Phase::Trial { .. }), "{:?}", state.memory.phase);
+        let passed = Event::Probed(vec![("shop".into(), Ok(()))]);
+        let (healthy, _) = state.clone().step(passed, DEADLINE_MS + 12_000);
+        let (healthy, _) = healthy.step(Event::Settled, DEADLINE_MS + 13_000);
+        assert!(matches!(healthy.memory.phase, Phase::Committing { .. }), "{:?}", healthy.memory.phase);
+        let failed = Event::Probed(vec![("shop".into(), Err("refused".into()))]);
+        let (sick, _) = state.step(failed, DEADLINE_MS + 12_000);
+        let Phase::Leaving { why, .. } = &sick.memory.phase else { panic!("{:?}", sick.memory.phase) };
+        assert!(why.ends_with("did not pass within 30 s of the boot: refused"), "{why}");
+    }
+
+    #[test]
+    fn a_first_attempt_that_never_ends_fails_the_trial() {
+        let state = slow_boot();
+        let due = DEADLINE_MS + policy::FIRST_ATTEMPT_MS;
+        let (state, _) = state.step(Event::Tick, due);
+        assert!(matches!(state.memory.phase, Phase::Trial { .. }), "{:?}", state.memory.phase);
+        assert!(state.wake_ms().is_some_and(|at| at <= due + 1), "{:?}", state.wake_ms());
+        let (state, _) = state.step(Event::Tick, due + 1);
+        assert!(matches!(state.memory.phase, Phase::Leaving { .. }), "{:?}", state.memory.phase);
     }
 }
