@@ -66,7 +66,8 @@ pub fn run() {
             let killed = fault(&mut site, &mut dice);
             down.extend(killed);
             faults += 1;
-            std::thread::sleep(Duration::from_millis(200 + dice.roll(4_000)));
+            let pause = clients.longest_pause(Duration::from_millis(200 + dice.roll(4_000)));
+            println!("  no write for {pause:?}");
         }
         site.net.heal();
         Node::ALL.into_iter().for_each(|node| site.signal(node, nix::sys::signal::Signal::SIGCONT));

@@ -69,9 +69,10 @@ fn without_the_witness_a_partition_blocks_and_nothing_is_lost() {
     site.kill(Node::W);
     clients.wait_for_more(30, LONG);
     site.net.part(Node::A, Node::B);
-    std::thread::sleep(Duration::from_secs(6));
+    site.wait_deaf(Node::A, Duration::from_secs(6));
+    site.wait_deaf(Node::B, Duration::from_secs(1));
     let before = clients.acks();
-    std::thread::sleep(Duration::from_secs(4));
+    site.wait_deaf(Node::A, Duration::from_secs(4));
     assert_eq!(clients.acks(), before, "a write was acknowledged although neither node could be sure");
     site.net.heal();
     clients.wait_for_more(30, LONG);
@@ -118,7 +119,7 @@ fn a_loser_is_rewound_and_its_rows_are_exported() {
     clients.wait_for_acks(20, LONG);
     // Rows are written here and wait: nothing of A reaches B any more.
     site.net.deafen(Node::B, Node::A);
-    std::thread::sleep(Duration::from_secs(1));
+    site.wait_stuck(Node::A, LONG);
     site.net.isolate(Node::A);
     clients.outage(Node::B, LONG);
     site.kill(Node::A);
@@ -152,7 +153,8 @@ fn a_witness_from_an_old_backup_gives_no_second_primary() {
     site.net.heal();
     site.net.isolate(Node::A);
     site.start(Node::W);
-    std::thread::sleep(Duration::from_secs(10));
+    site.wait_log(Node::W, "mute until both nodes were heard", LONG);
+    site.wait_deaf(Node::B, Duration::from_secs(10));
     assert!(!site.is_alone(Node::B), "the witness helped a second node to go on alone");
     site.net.heal();
     site.wait_paired(LONG);
@@ -167,9 +169,9 @@ fn a_peer_with_another_key_is_refused() {
     site.forge_key(Node::B);
     site.start(Node::B);
     site.wait_alone(Node::A, LONG);
-    std::thread::sleep(Duration::from_secs(3));
+    site.wait_log(Node::A, "it is not the sender's", LONG);
+    site.wait_deaf(Node::A, Duration::from_secs(3));
     assert!(site.is_alone(Node::A));
-    assert!(site.log(Node::A).contains("it is not the sender's"));
 }
 
 /// For `make bench`: what the port costs beside a direct session, in one run, with a null pair.

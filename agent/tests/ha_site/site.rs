@@ -285,6 +285,35 @@ impl Site {
         self.home(node).join("run/db")
     }
 
+    /// Waits until a node has heard nothing of its peer for `span` more, by its own clock: it was awake all the while.
+    pub fn wait_deaf(&self, node: Node, span: Duration) {
+        let deaf = |status: &Value| status["peer_heard_ms"].as_u64();
+        let began = self.status(node).as_ref().and_then(deaf).unwrap_or(0);
+        let until = began + u64::try_from(span.as_millis()).unwrap();
+        self.wait(node, span + Duration::from_secs(60), |status| deaf(status).is_some_and(|ms| ms >= until));
+    }
+
+    /// Waits until a primary has written what its standby does not get, and writes no more: every client waits.
+    pub fn wait_stuck(&self, node: Node, patience: Duration) {
+        const SAME: u32 = 5;
+        let seen = std::cell::Cell::new((0, 0));
+        self.wait(node, patience, |status| {
+            let lag = status["lag_bytes"].as_u64().unwrap_or(0);
+            let (last, times) = seen.get();
+            seen.set(if lag > 0 && lag == last { (lag, times + 1) } else { (lag, 0) });
+            seen.get().1 >= SAME
+        });
+    }
+
+    /// Waits until a party's log has these words.
+    pub fn wait_log(&self, node: Node, words: &str, patience: Duration) {
+        let until = Instant::now() + patience;
+        while !self.log(node).contains(words) {
+            assert!(Instant::now() < until, "{node:?} does not say `{words}`: {}", self.log(node));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     pub fn log(&self, node: Node) -> String {
         std::fs::read_to_string(self.folder.join(format!("{node:?}.log"))).unwrap_or_default()
     }
