@@ -4,6 +4,7 @@ mod database;
 mod drawing;
 mod explore;
 mod fair;
+mod judge;
 mod mutants;
 mod play;
 mod random;
