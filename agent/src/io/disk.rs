@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
+use std::ops::DerefMut;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -37,25 +38,8 @@ pub trait Disk {
     fn sync(&mut self) -> Result<()>;
 }
 
-impl<D: Disk + ?Sized> Disk for &mut D {
-    fn len(&self) -> u64 {
-        (**self).len()
-    }
-    fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
-        (**self).read(at, into)
-    }
-    fn read_back(&self, at: u64, into: &mut [u8]) -> Result<()> {
-        (**self).read_back(at, into)
-    }
-    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        (**self).write(at, bytes)
-    }
-    fn sync(&mut self) -> Result<()> {
-        (**self).sync()
-    }
-}
-
-impl Disk for Box<dyn Disk> {
+/// A disk that is borrowed or boxed.
+impl<P: DerefMut<Target: Disk>> Disk for P {
     fn len(&self) -> u64 {
         (**self).len()
     }

@@ -79,6 +79,7 @@ fn twice_cut(shop: &Shop, script: Script, end: fn(&World<'_>)) -> Tally {
                 judge(&world).unwrap();
                 end(&world);
                 tally.boots += world.boots;
+                tally.twice = tally.twice.max(world.fetched_twice());
             }
         }
     }
@@ -126,6 +127,7 @@ fn an_update_staged_in_the_other_slot_survives_every_power_cut() {
     let shop = Shop::new(LARGE);
     let tally = campaign(&shop, Script::UpdateWithoutRoom, committed);
     report("update staged in the other slot", &tally);
+    assert!(tally.states > 500, "{tally:?}");
     assert!(tally.twice <= world::BLOCK + world::INTERVAL.bytes, "{tally:?}");
 }
 
@@ -134,20 +136,30 @@ fn a_second_update_that_fails_its_health_check_rolls_back_through_every_power_cu
     let shop = Shop::new(SMALL);
     let tally = campaign(&shop, Script::SecondFails, rolled_back);
     report("second update with rollback", &tally);
+    assert!(tally.states > 500, "{tally:?}");
     assert!(tally.twice <= world::BLOCK + world::INTERVAL.bytes, "{tally:?}");
 }
 
 #[test]
 fn a_return_to_the_other_release_survives_every_power_cut() {
     let shop = Shop::new(SMALL);
-    report("operator's return", &campaign(&shop, Script::Return, returned));
+    let tally = campaign(&shop, Script::Return, returned);
+    report("operator's return", &tally);
+    assert!(tally.states > 0, "{tally:?}");
 }
 
 #[test]
 fn two_power_cuts_are_survived_too() {
     let shop = Shop::new(SMALL);
-    report("update, two cuts", &twice_cut(&shop, Script::Update, committed));
-    report("rollback, two cuts", &twice_cut(&shop, Script::SecondFails, rolled_back));
+    let most = 2 * (world::BLOCK + world::INTERVAL.bytes);
+    for (what, script, end) in [
+        ("update, two cuts", Script::Update, committed as fn(&World<'_>)),
+        ("rollback, two cuts", Script::SecondFails, rolled_back),
+    ] {
+        let tally = twice_cut(&shop, script, end);
+        report(what, &tally);
+        assert!(tally.states > 0 && tally.twice > 0 && tally.twice <= most, "{tally:?}");
+    }
 }
 
 /// The rig itself sees what it is there for: with the flush left out, or the entry made first, it complains.
