@@ -392,6 +392,64 @@ impl Verifier {
     }
 }
 
+/// Reads a hash file from its start, list block by list block, so that what came of one that is cut off is of use.
+#[derive(Clone, Debug)]
+pub struct ListReader {
+    id: Digest,
+    geometry: Geometry,
+    verifier: Option<Verifier>,
+    /// Level and number of the next list block.
+    next: Option<(usize, u64)>,
+}
+
+impl ListReader {
+    /// A reader at the start of an object's hash file.
+    pub fn new(id: Digest, geometry: Geometry) -> Self {
+        Self { id, geometry, verifier: None, next: Some((geometry.lists().len() - 1, 0)) }
+    }
+
+    /// Where the next list block stands in the hash file; `None` at its end.
+    pub fn next(&self) -> Option<std::ops::Range<u64>> {
+        let (level, index) = self.next?;
+        match &self.verifier {
+            // The topmost list counts as one block, however short.
+            None => Some(0..self.geometry.lists().last().copied().unwrap_or(0)),
+            Some(_) => self.geometry.list_range(level, index),
+        }
+    }
+
+    /// Takes the list block that stands at [`ListReader::next`].
+    ///
+    /// # Errors
+    /// As [`Verifier::new`] and [`Verifier::list`]; the reader stays where it is.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<(), ObjectError> {
+        let Some((level, index)) = self.next else {
+            return Err(ObjectError::NoSuchBlock { what: "list block", index: 0, count: 0 });
+        };
+        let end = match &mut self.verifier {
+            None => {
+                self.verifier = Some(Verifier::new(self.id, self.geometry, bytes)?);
+                true
+            }
+            Some(verifier) => {
+                verifier.list(level, index, bytes)?;
+                self.geometry.list_range(level, index + 1).is_none()
+            }
+        };
+        self.next = match (end, level) {
+            (false, _) => Some((level, index + 1)),
+            (true, 0) => None,
+            (true, _) => Some((level - 1, 0)),
+        };
+        Ok(())
+    }
+
+    /// The verifier, once the whole file was read.
+    pub fn done(&self) -> Option<&Verifier> {
+        self.verifier.as_ref().filter(|_| self.next.is_none())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -464,6 +522,31 @@ mod tests {
         assert!(Geometry::new(u64::MAX, BlockSize::from_log2(22).unwrap()).is_err());
         assert_eq!(BlockSize::from_log2(7), None);
         assert_eq!(BlockSize::from_log2(23), None);
+    }
+
+    #[test]
+    fn hash_files_are_read_from_the_start_as_far_as_they_are_good() {
+        let b256 = BlockSize::from_log2(8).unwrap();
+        for length in [0, 1, 256, 2048, 2049, 16384, 16385, 60_000] {
+            let object = of(&bytes(length), b256).unwrap();
+            let mut reader = ListReader::new(object.id, object.geometry);
+            let mut at = 0;
+            while let Some(range) = reader.next() {
+                assert_eq!(range.start, at, "{length}");
+                assert!(reader.done().is_none());
+                let mut block = object.lists[range.start as usize..range.end as usize].to_vec();
+                assert!(reader.take(&[block.as_slice(), &[0]].concat()).is_err());
+                if let Some(first) = block.first_mut() {
+                    *first ^= 1;
+                    assert!(reader.take(&block).is_err());
+                    block[0] ^= 1;
+                }
+                reader.take(&block).unwrap();
+                at = range.end;
+            }
+            assert_eq!(at, object.lists.len() as u64);
+            assert!(reader.done().is_some() && reader.take(&[]).is_err());
+        }
     }
 
     proptest! {

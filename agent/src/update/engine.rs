@@ -1,7 +1,7 @@
 //! Performs the effects of `step` on a thread of its own and reports back with events. Decides nothing.
 
 use crate::io::clock::boot_ms;
-use crate::update::carrier::{self, Carrier, Failure};
+use crate::update::carrier::{self, Carrier, Failure, Tally};
 use crate::update::fetch::{Control, Interval};
 use crate::update::health;
 use crate::update::install::{self, Failed, Platform, Work};
@@ -141,7 +141,9 @@ impl Worker {
         let event = match effect {
             Effect::ReadAnnouncement(source) => report(self.announcement(&source).map(Event::Announcement)),
             Effect::ReadRoots(source, frame) => {
-                let read = open(&source).and_then(|mut c| c.whole(repository::ROOTS, MAX_CHAIN_BYTES as u64));
+                let read = open(&source).and_then(|mut c| {
+                    c.whole(repository::ROOTS, MAX_CHAIN_BYTES as u64, &mut Tally::default())
+                });
                 report(read.map(|roots| Event::Roots(roots, frame)))
             }
             Effect::ReadManifest(source, id, bytes) => {
@@ -222,21 +224,21 @@ impl Worker {
         let (product, board, arch) = &self.surroundings.target;
         let tag = target_tag(product, board, *arch);
         let name = repository::announcement(&tag, self.surroundings.channel, Scope::All);
-        match carrier.whole(&name, MAX_FRAME_BYTES as u64) {
-            Err(failure) if failure.fault == Fault::Absent => {
-                carrier.whole(repository::ANNOUNCE, MAX_FRAME_BYTES as u64)
-            }
+        let mut whole = |name: &str| carrier.whole(name, MAX_FRAME_BYTES as u64, &mut Tally::default());
+        match whole(&name) {
+            Err(failure) if failure.fault == Fault::Absent => whole(repository::ANNOUNCE),
             other => other,
         }
     }
 
     fn offered(&mut self, source: &str, id: Digest, bytes: u32) -> Result<Offered, Failure> {
         let mut carrier = open(source)?;
-        let manifest = carrier.whole(&repository::object(&id), bytes.into())?;
+        let mut tally = Tally::default();
+        let manifest = carrier.whole(&repository::object(&id), bytes.into(), &mut tally)?;
         let running = self.surroundings.running;
         let mut catalogue = None;
         for base in [Some(&running), None] {
-            match carrier.whole(&repository::catalogue(&id, base), MAX_CATALOGUE_BYTES as u64) {
+            match carrier.whole(&repository::catalogue(&id, base), MAX_CATALOGUE_BYTES as u64, &mut tally) {
                 Ok(bytes) => {
                     catalogue = Some(bytes);
                     break;

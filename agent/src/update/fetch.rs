@@ -2,14 +2,10 @@
 //! enough that a power cut costs little.
 
 use crate::io::disk::Disk;
-use crate::update::carrier::{Carrier, Failure};
-use crate::update::plan::Object;
+use crate::update::carrier::{Carrier, Failure, Sink, Toll, What, Worth};
 use crate::update::staging::Staging;
 use crate::update::step::Fault;
 use anyhow::Result;
-use formats::object::Geometry;
-use formats::repository;
-use std::ops::Range;
 
 /// How much may be lost to a power cut.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +21,7 @@ impl Interval {
     pub const USUAL: Self = Self { bytes: 4 << 20, ms: 2_000 };
 }
 
-/// Blocks of a source that are not the object's before the source is given up.
+/// Times that a source may send what is not the object's before it is given up.
 const DAMAGED_MAX: u32 = 3;
 
 /// What a job is told and tells.
@@ -46,84 +42,63 @@ pub trait Control {
 /// [`Failure`]; what was verified before stays.
 pub fn fetch<D: Disk>(
     staging: &mut Staging<D>,
-    object: &Object,
     carrier: &mut dyn Carrier,
     interval: Interval,
     control: &mut dyn Control,
 ) -> Result<(), Failure> {
-    let geometry = staging.geometry();
-    if staging.needs_lists() {
-        let lists = carrier.whole(&repository::lists(&object.id), geometry.list_bytes())?;
-        control.fetched(lists.len() as u64);
-        if let Err(error) = staging.put_lists(&lists).map_err(|error| Failure::local(&error))? {
-            return Err(Failure::new(Fault::Damaged, format!("hash lists of object {}: {error}", object.id)));
-        }
-    }
     let mut damaged = 0;
-    while let Some(run) = staging.missing(0) {
+    while let Some(wanted) = staging.wanted() {
         let flushed_ms = control.now_ms();
-        let mut blocks = Blocks { geometry, next: run.start, buffer: Vec::new(), interval, flushed_ms };
-        let bytes = byte_range(&geometry, &run);
-        let came = carrier.range(&repository::object(&object.id), bytes, &mut |bytes| {
-            control.fetched(bytes.len() as u64);
-            blocks.take(bytes, staging, control.now_ms())?;
-            control.progress("fetch", staging.done(), geometry.length());
-            if control.stopped() { Err(Failure::new(Fault::Unreachable(None), "stopped")) } else { Ok(()) }
-        });
+        let mut intake = Intake { staging, what: wanted.what, interval, control, flushed_ms, new: 0 };
+        let came = carrier.pieces(&wanted, &mut intake);
+        let new = intake.new;
         // What came before a failure is kept.
         staging.flush().map_err(|error| Failure::local(&error))?;
         match came {
-            Ok(()) => {}
+            Ok(()) if new > 0 => {}
+            Ok(()) => return Err(Failure::new(Fault::Unreachable(None), "the source sends nothing of use")),
             Err(failure) if failure.fault == Fault::Damaged && damaged < DAMAGED_MAX => damaged += 1,
             Err(failure) => return Err(failure),
         }
     }
-    control.progress("fetch", staging.done(), geometry.length());
+    control.progress("fetch", staging.done(), staging.geometry().length());
     Ok(())
 }
 
-fn byte_range(geometry: &Geometry, run: &Range<u64>) -> Range<u64> {
-    let block = u64::from(geometry.block().bytes());
-    run.start * block..(run.end * block).min(geometry.length())
-}
-
-/// Cuts a stream into blocks, and flushes them in time.
-struct Blocks {
-    geometry: Geometry,
-    next: u64,
-    buffer: Vec<u8>,
+/// Takes pieces into the staging area, and flushes them in time.
+struct Intake<'i, D> {
+    staging: &'i mut Staging<D>,
+    what: What,
     interval: Interval,
+    control: &'i mut dyn Control,
     flushed_ms: u64,
+    new: u64,
 }
 
-impl Blocks {
-    fn take<D: Disk>(
-        &mut self,
-        mut bytes: &[u8],
-        staging: &mut Staging<D>,
-        now_ms: u64,
-    ) -> Result<(), Failure> {
-        while !bytes.is_empty() {
-            let Some(length) = self.geometry.block_length(self.next) else {
-                return Err(Failure::new(Fault::Damaged, "the source sends more than it was asked for"));
-            };
-            let (now, later) = bytes.split_at(bytes.len().min(length - self.buffer.len()));
-            self.buffer.extend_from_slice(now);
-            bytes = later;
-            if self.buffer.len() == length {
-                let put = staging.put(self.next, &self.buffer).map_err(|error| Failure::local(&error))?;
-                put.map_err(|error| {
-                    Failure::new(Fault::Damaged, format!("what the source sends is not the object: {error}"))
-                })?;
-                self.buffer.clear();
-                self.next += 1;
-                let late = now_ms.saturating_sub(self.flushed_ms) >= self.interval.ms;
-                if staging.unflushed() >= self.interval.bytes || late {
-                    staging.flush().map_err(|error| Failure::local(&error))?;
-                    self.flushed_ms = now_ms;
-                }
+impl<D: Disk> Toll for Intake<'_, D> {
+    fn paid(&mut self, bytes: u64) -> Result<(), Failure> {
+        self.control.fetched(bytes);
+        if self.control.stopped() { Err(Failure::new(Fault::Unreachable(None), "stopped")) } else { Ok(()) }
+    }
+}
+
+impl<D: Disk> Sink for Intake<'_, D> {
+    fn piece(&mut self, index: u64, bytes: &[u8]) -> Result<Worth, Failure> {
+        let put = match self.what {
+            What::Object(_) => self.staging.put(index, bytes),
+            What::Lists(_) => self.staging.put_lists(index, bytes),
+        };
+        let worth = put.map_err(|error| Failure::local(&error))?;
+        if worth == Worth::New {
+            self.new += 1;
+            let now_ms = self.control.now_ms();
+            let late = now_ms.saturating_sub(self.flushed_ms) >= self.interval.ms;
+            if self.staging.unflushed() >= self.interval.bytes || late {
+                self.staging.flush().map_err(|error| Failure::local(&error))?;
+                self.flushed_ms = now_ms;
             }
+            self.control.progress("fetch", self.staging.done(), self.staging.geometry().length());
         }
-        Ok(())
+        Ok(worth)
     }
 }

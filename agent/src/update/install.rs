@@ -154,10 +154,11 @@ pub fn fetch(work: &mut Work<'_>, attempt: &Attempt, carrier: &mut dyn Carrier) 
         retire(work).map_err(local(Part::Slot))?;
     }
     for part in [Part::Uki, Part::Slot] {
-        let way =
-            attempt.way(part).ok_or((part, Failure::new(Fault::Absent, "no way to the target is left")))?;
+        if attempt.way(part).is_none() {
+            return Err((part, Failure::new(Fault::Absent, "no way to the target is left")));
+        }
         let mut staging = staged(work.platform, attempt, part).map_err(local(part))?;
-        fetch::fetch(&mut staging, &way.object, carrier, work.interval, work.control)
+        fetch::fetch(&mut staging, carrier, work.interval, work.control)
             .map_err(|failure| (part, failure))?;
     }
     Ok(())

@@ -4,16 +4,17 @@
 //! ```text
 //! 4096 bytes   which object: magic, id, length, block size
 //! map          one bit a block, set after the block was flushed
-//! lists        the object's hash lists
+//! lists        the object's hash lists, from their start as far as they came
 //! data         the blocks, each at its place
 //! ```
 //! The map only says what need not be fetched: every block is verified again when it is read, so no state of the
 //! region can bring in a byte that the object does not have. Knows nothing of carriers and of what an object is for.
 
 use crate::io::disk::Disk;
+use crate::update::carrier::{Wanted, What, Worth};
 use crate::update::plan::Object;
 use anyhow::{Context, Result, ensure};
-use formats::object::{Geometry, Verifier, leaf};
+use formats::object::{Geometry, ListReader, Verifier, leaf};
 use std::ops::Range;
 
 const PAGE: u64 = 4096;
@@ -39,6 +40,23 @@ impl Layout {
     }
 }
 
+fn bit(map: &[u8], index: u64) -> bool {
+    let byte = usize::try_from(index / 8).ok().and_then(|at| map.get(at));
+    byte.is_some_and(|byte| byte & (1 << (index % 8)) != 0)
+}
+
+/// The numbers below `count` that `lacks` is true for, as ranges.
+fn runs(count: u64, lacks: impl Fn(u64) -> bool) -> Vec<Range<u64>> {
+    let mut found: Vec<Range<u64>> = Vec::new();
+    for n in (0..count).filter(|n| lacks(*n)) {
+        match found.last_mut() {
+            Some(last) if last.end == n => last.end += 1,
+            Some(_) | None => found.push(n..n + 1),
+        }
+    }
+    found
+}
+
 /// Why a block cannot be read.
 #[derive(Debug)]
 pub enum Unreadable {
@@ -55,10 +73,42 @@ pub struct Staging<D> {
     id: formats::hex::Digest,
     layout: Layout,
     verifier: Option<Verifier>,
+    lists: Option<Lists>,
     map: Vec<u8>,
+    /// The map with what was written since the last flush.
+    taken: Vec<u8>,
     /// Blocks written since the last flush.
     pending: Vec<u64>,
     pending_bytes: u64,
+}
+
+/// Hash lists while they come.
+struct Lists {
+    bytes: Vec<u8>,
+    /// Which pieces are here.
+    have: Vec<bool>,
+    reader: ListReader,
+    /// From where on they are not on the disk.
+    unwritten: usize,
+}
+
+impl Lists {
+    /// Reads on as far as pieces are here without a gap. Gives the bytes that are good.
+    fn read(&mut self, piece: usize) -> Result<usize, formats::object::ObjectError> {
+        let whole = self.have.iter().take_while(|have| **have).count() * piece;
+        while let Some(range) = self.reader.next() {
+            let (start, end) = (range.start as usize, range.end as usize);
+            if end > whole.min(self.bytes.len()) {
+                return Ok(start);
+            }
+            if let Err(error) = self.reader.take(&self.bytes[start..end]) {
+                // A piece on the edge may be good; it is fetched again all the same.
+                self.have[start / piece..=(end - 1) / piece].fill(false);
+                return Err(error);
+            }
+        }
+        Ok(self.bytes.len())
+    }
 }
 
 impl<D: Disk> Staging<D> {
@@ -82,6 +132,8 @@ impl<D: Disk> Staging<D> {
             id: object.id,
             layout,
             verifier: None,
+            lists: None,
+            taken: map.clone(),
             map,
             pending: Vec::new(),
             pending_bytes: 0,
@@ -89,11 +141,10 @@ impl<D: Disk> Staging<D> {
         let header = staging.header();
         let mut found = vec![0; PAGE as usize];
         staging.disk.read(0, &mut found)?;
-        if found == header {
-            staging.load()?
-        } else {
-            staging.format(&header)?
+        if found != header {
+            staging.format(&header)?;
         }
+        staging.load(found == header)?;
         Ok(staging)
     }
 
@@ -116,12 +167,28 @@ impl<D: Disk> Staging<D> {
         self.disk.sync()
     }
 
-    fn load(&mut self) -> Result<()> {
-        self.disk.read(PAGE, &mut self.map)?;
-        let mut lists = vec![0; usize::try_from(self.geometry.list_bytes())?];
-        self.disk.read(self.layout.lists, &mut lists)?;
-        // Torn or missing lists are fetched again; the blocks stay.
-        self.verifier = Verifier::from_lists(self.id, self.geometry, &lists).ok();
+    /// Takes up what an earlier run left: torn or missing lists are fetched again; the blocks stay.
+    fn load(&mut self, same: bool) -> Result<()> {
+        let mut bytes = vec![0; usize::try_from(self.geometry.list_bytes())?];
+        if same {
+            self.disk.read(PAGE, &mut self.map)?;
+            self.disk.read(self.layout.lists, &mut bytes)?;
+            self.taken.clone_from(&self.map);
+        }
+        let piece = self.geometry.list_block();
+        let have = vec![same; bytes.len().div_ceil(piece)];
+        let reader = ListReader::new(self.id, self.geometry);
+        let mut lists = Lists { bytes, have, reader, unwritten: 0 };
+        // What is not good is not there.
+        let good = lists.read(piece).unwrap_or_else(|_| lists.reader.next().map_or(0, |r| r.start as usize));
+        lists.unwritten = good;
+        if good < lists.bytes.len() {
+            lists.have[good / piece..].fill(false);
+        }
+        match lists.reader.done() {
+            Some(verifier) => self.verifier = Some(verifier.clone()),
+            None => self.lists = Some(lists),
+        }
         Ok(())
     }
 
@@ -130,29 +197,54 @@ impl<D: Disk> Staging<D> {
         self.verifier.is_none() && self.geometry.blocks() > 1
     }
 
-    /// Takes the hash lists.
+    /// Takes a piece of the hash lists.
     ///
     /// # Errors
-    /// [`Ok`] of an error: they are not the object's. [`Err`]: the disk's.
-    pub fn put_lists(&mut self, lists: &[u8]) -> Result<Result<(), formats::object::ObjectError>> {
-        let verifier = match Verifier::from_lists(self.id, self.geometry, lists) {
-            Ok(verifier) => verifier,
-            Err(error) => return Ok(Err(error)),
-        };
-        self.disk.write(self.layout.lists, lists)?;
-        self.disk.sync()?;
-        self.verifier = Some(verifier);
-        Ok(Ok(()))
+    /// The disk's.
+    pub fn put_lists(&mut self, index: u64, bytes: &[u8]) -> Result<Worth> {
+        let (piece, needed) = (self.geometry.list_block(), self.needs_lists());
+        let Some(lists) = self.lists.as_mut().filter(|_| needed) else { return Ok(Worth::Known) };
+        let at = usize::try_from(index)?;
+        match lists.have.get_mut(at) {
+            Some(have @ false) => *have = true,
+            Some(true) => return Ok(Worth::Known),
+            None => return Ok(Worth::Wrong(format!("the hash lists have no piece {index}"))),
+        }
+        let (start, end) = (at * piece, lists.bytes.len().min((at + 1) * piece));
+        if bytes.len() != end - start {
+            lists.have[at] = false;
+            return Ok(Worth::Wrong(format!("piece {index} of the hash lists has {} bytes", bytes.len())));
+        }
+        lists.bytes[start..end].copy_from_slice(bytes);
+        if let Err(error) = lists.read(piece) {
+            return Ok(Worth::Wrong(error.to_string()));
+        }
+        if let Some(verifier) = lists.reader.done() {
+            let verifier = verifier.clone();
+            self.write_lists()?;
+            self.disk.sync()?;
+            self.verifier = Some(verifier);
+            self.lists = None;
+        }
+        Ok(Worth::New)
+    }
+
+    /// Writes the hash lists as far as they are good. Gives whether there was anything to write.
+    fn write_lists(&mut self) -> Result<bool> {
+        let Some(lists) = &mut self.lists else { return Ok(false) };
+        let good = lists.reader.next().map_or(lists.bytes.len(), |range| range.start as usize);
+        let from = std::mem::replace(&mut lists.unwritten, good);
+        if good > from {
+            // Whole pages: what comes after them in the same page is written anew later.
+            let from = from / PAGE as usize * PAGE as usize;
+            self.disk.write(self.layout.lists + from as u64, &lists.bytes[from..good])?;
+        }
+        Ok(good > from)
     }
 
     /// The object's geometry.
     pub fn geometry(&self) -> Geometry {
         self.geometry
-    }
-
-    fn has(&self, index: u64) -> bool {
-        let byte = usize::try_from(index / 8).ok().and_then(|at| self.map.get(at));
-        byte.is_some_and(|byte| byte & (1 << (index % 8)) != 0)
     }
 
     /// Bytes of the blocks that need not be fetched.
@@ -163,18 +255,38 @@ impl<D: Disk> Staging<D> {
     }
 
     /// The next blocks in a row, from `from` on, that must be fetched.
+    #[cfg(test)]
     pub fn missing(&self, from: u64) -> Option<Range<u64>> {
-        let lacks = |index: &u64| !self.has(*index) && !self.pending.contains(index);
+        let lacks = |index: &u64| !bit(&self.taken, *index);
         let start = (from..self.geometry.blocks()).find(lacks)?;
         let end = (start..self.geometry.blocks()).find(|index| !lacks(index));
         Some(start..end.unwrap_or(self.geometry.blocks()))
     }
 
+    /// What must be fetched next: hash lists first, since without them nothing can be verified. `None` if all is here.
+    pub fn wanted(&self) -> Option<Wanted> {
+        let (what, length, piece, missing) = match &self.lists {
+            Some(lists) if self.needs_lists() => {
+                let missing = runs(lists.have.len() as u64, |n| !lists.have[n as usize]);
+                let piece = u32::try_from(self.geometry.list_block()).unwrap_or(u32::MAX);
+                (What::Lists(self.id), self.geometry.list_bytes(), piece, missing)
+            }
+            Some(_) | None => {
+                let missing = runs(self.geometry.blocks(), |n| !bit(&self.taken, n));
+                (What::Object(self.id), self.geometry.length(), self.geometry.block().bytes(), missing)
+            }
+        };
+        (!missing.is_empty()).then_some(Wanted { what, length, piece, missing })
+    }
+
     /// Takes a block, if it is the object's.
     ///
     /// # Errors
-    /// [`Ok`] of an error: it is not. [`Err`]: the disk's.
-    pub fn put(&mut self, index: u64, block: &[u8]) -> Result<Result<(), formats::object::ObjectError>> {
+    /// The disk's, or that hash lists are missing.
+    pub fn put(&mut self, index: u64, block: &[u8]) -> Result<Worth> {
+        if bit(&self.taken, index) {
+            return Ok(Worth::Known);
+        }
         if self.geometry.blocks() == 1 && self.verifier.is_none() {
             // The list of a single block is its own hash.
             match Verifier::from_lists(self.id, self.geometry, &leaf(block)) {
@@ -182,17 +294,18 @@ impl<D: Disk> Staging<D> {
                     self.disk.write(self.layout.lists, &leaf(block))?;
                     self.verifier = Some(verifier);
                 }
-                Err(error) => return Ok(Err(error)),
+                Err(error) => return Ok(Worth::Wrong(error.to_string())),
             }
         }
         let verifier = self.verifier.as_ref().context("blocks came before their hash lists")?;
         if let Err(error) = verifier.block(index, block) {
-            return Ok(Err(error));
+            return Ok(Worth::Wrong(error.to_string()));
         }
         self.disk.write(self.at(index), block)?;
+        self.taken[usize::try_from(index / 8)?] |= 1 << (index % 8);
         self.pending.push(index);
         self.pending_bytes += block.len() as u64;
-        Ok(Ok(()))
+        Ok(Worth::New)
     }
 
     fn at(&self, index: u64) -> u64 {
@@ -201,7 +314,9 @@ impl<D: Disk> Staging<D> {
 
     /// Bytes taken since the last flush.
     pub fn unflushed(&self) -> u64 {
-        self.pending_bytes
+        let lists = self.lists.as_ref();
+        let good = lists.and_then(|lists| Some(lists.reader.next()?.start - lists.unwritten as u64));
+        self.pending_bytes + good.unwrap_or(0)
     }
 
     /// Makes the taken blocks durable, then the map that names them.
@@ -209,8 +324,9 @@ impl<D: Disk> Staging<D> {
     /// # Errors
     /// The disk's.
     pub fn flush(&mut self) -> Result<()> {
+        let lists = self.write_lists()?;
         if self.pending.is_empty() {
-            return Ok(());
+            return if lists { self.disk.sync() } else { Ok(()) };
         }
         self.disk.sync()?;
         let mut pages = std::collections::BTreeSet::new();
@@ -244,7 +360,7 @@ impl<D: Disk> Staging<D> {
     /// # Errors
     /// [`Unreadable`].
     pub fn read(&mut self, index: u64) -> Result<Vec<u8>, Unreadable> {
-        let length = self.geometry.block_length(index).filter(|_| self.has(index));
+        let length = self.geometry.block_length(index).filter(|_| bit(&self.map, index));
         let mut block = vec![0; length.ok_or(Unreadable::Missing(index))?];
         self.disk.read(self.at(index), &mut block).map_err(Unreadable::Disk)?;
         if self.verifier.as_ref().is_some_and(|verifier| verifier.block(index, &block).is_ok()) {
@@ -252,119 +368,11 @@ impl<D: Disk> Staging<D> {
         }
         let byte = (index / 8) as usize;
         self.map[byte] &= !(1 << (index % 8));
+        self.taken[byte] &= !(1 << (index % 8));
         self.write_map(&[byte / PAGE as usize].into()).map_err(Unreadable::Disk)?;
         Err(Unreadable::Missing(index))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::io::disk::fault::{FaultDisk, Unsynced};
-    use formats::object::{self, BlockSize};
-
-    const BLOCK: usize = 256;
-
-    fn sample(length: usize) -> (Vec<u8>, Object, object::Object) {
-        let data: Vec<u8> = (0..length).map(|n| (n * 7 + n / 251) as u8).collect();
-        let made = object::of(&data, BlockSize::from_log2(8).unwrap()).unwrap();
-        let object = Object { id: made.id, bytes: length as u64, block_log2: 8 };
-        (data, object, made)
-    }
-
-    fn region(object: &Object) -> FaultDisk {
-        FaultDisk::new(vec![0x5a; bytes(&object.geometry().unwrap()) as usize])
-    }
-
-    fn fill(
-        disk: FaultDisk,
-        object: &Object,
-        data: &[u8],
-        lists: &[u8],
-        every: usize,
-    ) -> Result<FaultDisk, FaultDisk> {
-        let mut disk = disk;
-        let run = |disk: &mut FaultDisk| -> Result<()> {
-            let mut staging = Staging::open(disk, object)?;
-            if staging.needs_lists() {
-                staging.put_lists(lists)?.unwrap();
-            }
-            let mut next = 0;
-            while let Some(run) = staging.missing(next) {
-                for index in run.clone() {
-                    let at = index as usize * BLOCK;
-                    staging.put(index, &data[at..data.len().min(at + BLOCK)])?.unwrap();
-                    if staging.unflushed() >= (every * BLOCK) as u64 {
-                        staging.flush()?;
-                    }
-                }
-                next = run.end;
-            }
-            staging.flush()
-        };
-        match run(&mut disk) {
-            Ok(()) => Ok(disk),
-            Err(_) => Err(disk),
-        }
-    }
-
-    #[test]
-    fn what_was_flushed_survives_every_cut_and_nothing_else_is_ever_read() {
-        let (data, object, made) = sample(20 * BLOCK + 17);
-        let mut whole = region(&object);
-        whole = fill(whole, &object, &data, &made.lists, 4).ok().unwrap();
-        let mut states = 0;
-        for cut in 0..whole.mutations {
-            let mut disk = region(&object);
-            disk.cut_at = Some(cut);
-            let cut_disk = fill(disk, &object, &data, &made.lists, 4).err().unwrap();
-            for unsynced in [Unsynced::Lost, Unsynced::Kept, Unsynced::Torn(0), Unsynced::Torn(1)] {
-                states += 1;
-                let mut after = cut_disk.clone().after_cut(unsynced);
-                let mut staging = Staging::open(&mut after, &object).unwrap();
-                for index in 0..staging.geometry().blocks() {
-                    let at = index as usize * BLOCK;
-                    match staging.read(index) {
-                        Ok(block) => assert_eq!(block, data[at..data.len().min(at + BLOCK)]),
-                        Err(Unreadable::Missing(_)) => {}
-                        Err(Unreadable::Disk(error)) => panic!("{error:#}"),
-                    }
-                }
-                drop(staging);
-                let done = fill(after, &object, &data, &made.lists, 4).ok().unwrap();
-                let mut done = done;
-                assert!(Staging::open(&mut done, &object).unwrap().complete());
-            }
-        }
-        assert!(states > 60, "{states}");
-    }
-
-    #[test]
-    fn single_blocks_and_empty_objects_need_no_lists() {
-        for length in [0, 1, BLOCK] {
-            let (data, object, _) = sample(length);
-            let mut disk = fill(region(&object), &object, &data, &[], 1).ok().unwrap();
-            let mut staging = Staging::open(&mut disk, &object).unwrap();
-            assert!(staging.complete(), "{length}");
-            if length > 0 {
-                assert_eq!(staging.read(0).unwrap(), data);
-            }
-        }
-    }
-
-    #[test]
-    fn a_block_that_rots_is_forgotten_and_foreign_ones_are_refused() {
-        let (data, object, made) = sample(5 * BLOCK);
-        let mut disk = fill(region(&object), &object, &data, &made.lists, 2).ok().unwrap();
-        let at = Layout::of(&object.geometry().unwrap()).data + 3 * BLOCK as u64;
-        disk.write(at, &[!data[3 * BLOCK]]).unwrap();
-        let mut staging = Staging::open(&mut disk, &object).unwrap();
-        assert!(matches!(staging.read(3), Err(Unreadable::Missing(3))));
-        assert_eq!(staging.missing(0), Some(3..4));
-        assert!(staging.put(3, &data[..BLOCK]).unwrap().is_err());
-        assert!(staging.put_lists(&made.lists[1..]).unwrap().is_err());
-        drop(staging);
-        let (_, other, _) = sample(5 * BLOCK - 1);
-        assert_eq!(Staging::open(&mut disk, &other).unwrap().done(), 0);
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! A release in a folder: a stick, a share. It may go away while it is read.
 
-use super::{Carrier, Failure, Sink};
+use super::{Carrier, Failure, Sink, Stream, Toll, Wanted};
 use crate::update::step::Fault;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -38,19 +38,8 @@ fn unread(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(Fault::Unreachable(None), format!("read {}: {error}", path.display()))
 }
 
-impl Carrier for Folder {
-    fn whole(&mut self, path: &str, limit: u64) -> Result<Vec<u8>, Failure> {
-        let (file, full) = self.file(path)?;
-        let mut bytes = Vec::new();
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| unread(&full, &error))?;
-        if bytes.len() as u64 > limit {
-            let why = format!("{} has more than {limit} bytes", full.display());
-            return Err(Failure::new(Fault::Damaged, why));
-        }
-        Ok(bytes)
-    }
-
-    fn range(&mut self, path: &str, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure> {
+impl Folder {
+    fn run(&self, path: &str, range: Range<u64>, stream: &mut Stream<'_>) -> Result<(), Failure> {
         let (mut file, full) = self.file(path)?;
         file.seek(SeekFrom::Start(range.start)).map_err(|error| unread(&full, &error))?;
         let mut left = range.end - range.start;
@@ -62,9 +51,30 @@ impl Carrier for Folder {
                 let why = format!("{} ends {left} bytes too early", full.display());
                 return Err(Failure::new(Fault::Damaged, why));
             }
-            sink(&chunk[..n])?;
+            stream.take(&chunk[..n])?;
             left -= n as u64;
         }
         Ok(())
+    }
+}
+
+impl Carrier for Folder {
+    fn whole(&mut self, path: &str, limit: u64, toll: &mut dyn Toll) -> Result<Vec<u8>, Failure> {
+        let (file, full) = self.file(path)?;
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| unread(&full, &error))?;
+        if bytes.len() as u64 > limit {
+            let why = format!("{} has more than {limit} bytes", full.display());
+            return Err(Failure::new(Fault::Damaged, why));
+        }
+        toll.paid(bytes.len() as u64)?;
+        Ok(bytes)
+    }
+
+    fn pieces(&mut self, wanted: &Wanted, sink: &mut dyn Sink) -> Result<(), Failure> {
+        let path = wanted.what.path();
+        wanted.missing.iter().try_for_each(|run| {
+            self.run(&path, wanted.bytes(run), &mut Stream::new(wanted, run.start, &mut *sink))
+        })
     }
 }

@@ -3,7 +3,7 @@
 //! Names may change behind an address, connections end anywhere, captive portals answer with pages of their own: all
 //! of that shows when blocks are verified, so that neither dates nor entity tags are needed here.
 
-use super::{Carrier, Failure, Sink};
+use super::{Carrier, Failure, Sink, Stream, Toll, Wanted};
 use crate::update::step::Fault;
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, Response};
@@ -88,22 +88,8 @@ fn begins_at(answer: &Response) -> Option<u64> {
     text.trim().strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
-impl Carrier for Server {
-    fn whole(&mut self, path: &str, limit: u64) -> Result<Vec<u8>, Failure> {
-        let answer = self.get(path, None)?;
-        let mut bytes = Vec::new();
-        answer.take(limit + 1).read_to_end(&mut bytes).map_err(|error| {
-            let why = format!("read {}/{path}: {}", self.base, root_cause(&error));
-            Failure::new(Fault::Unreachable(None), why)
-        })?;
-        if bytes.len() as u64 > limit {
-            let why = format!("{}/{path} has more than {limit} bytes", self.base);
-            return Err(Failure::new(Fault::Damaged, why));
-        }
-        Ok(bytes)
-    }
-
-    fn range(&mut self, path: &str, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure> {
+impl Server {
+    fn run(&self, path: &str, range: Range<u64>, stream: &mut Stream<'_>) -> Result<(), Failure> {
         let mut answer = self.get(path, Some(&range))?;
         let at = begins_at(&answer).filter(|at| *at <= range.start);
         let Some(at) = at else {
@@ -125,10 +111,35 @@ impl Carrier for Server {
             }
             let passed = usize::try_from(skip).unwrap_or(n).min(n);
             skip -= passed as u64;
+            stream.paid(passed as u64)?;
             let useful = (n - passed).min(usize::try_from(left).unwrap_or(usize::MAX));
-            sink(&chunk[passed..passed + useful])?;
+            stream.take(&chunk[passed..passed + useful])?;
             left -= useful as u64;
         }
         Ok(())
+    }
+}
+
+impl Carrier for Server {
+    fn whole(&mut self, path: &str, limit: u64, toll: &mut dyn Toll) -> Result<Vec<u8>, Failure> {
+        let answer = self.get(path, None)?;
+        let mut bytes = Vec::new();
+        answer.take(limit + 1).read_to_end(&mut bytes).map_err(|error| {
+            let why = format!("read {}/{path}: {}", self.base, root_cause(&error));
+            Failure::new(Fault::Unreachable(None), why)
+        })?;
+        toll.paid(bytes.len() as u64)?;
+        if bytes.len() as u64 > limit {
+            let why = format!("{}/{path} has more than {limit} bytes", self.base);
+            return Err(Failure::new(Fault::Damaged, why));
+        }
+        Ok(bytes)
+    }
+
+    fn pieces(&mut self, wanted: &Wanted, sink: &mut dyn Sink) -> Result<(), Failure> {
+        let path = wanted.what.path();
+        wanted.missing.iter().try_for_each(|run| {
+            self.run(&path, wanted.bytes(run), &mut Stream::new(wanted, run.start, &mut *sink))
+        })
     }
 }

@@ -1,17 +1,23 @@
 //! Carriers: where bytes of a release come from. A source is a folder, or the address of one on a web server.
 //!
-//! A carrier trusts nothing and decides nothing: it hands on bytes within limits, and says in which of three ways it
-//! failed. What the bytes are worth is checked by who asked.
+//! A carrier trusts nothing and decides nothing: it hands on bytes within limits, says what they cost, and in which of
+//! three ways it failed. What the bytes are worth is checked by who asked. All carriers feed the same staging area, so
+//! that what came over one is never asked for on another.
 
 mod folder;
 mod http;
+mod stream;
+
+pub use stream::Stream;
 
 use crate::update::step::Fault;
 use anyhow::Result;
+use formats::hex::Digest;
+use formats::repository;
 use std::ops::Range;
 
 /// Why a carrier, or the work with its bytes, failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     /// Which kind.
     pub fault: Fault,
@@ -30,22 +36,105 @@ impl Failure {
     }
 }
 
-/// Takes bytes in order.
-pub type Sink<'s> = dyn FnMut(&[u8]) -> Result<(), Failure> + 's;
+/// A file that comes in pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum What {
+    /// An object's bytes; a piece is one of its blocks.
+    Object(Digest),
+    /// An object's hash file; pieces are cut from its start, as long as its list blocks.
+    Lists(Digest),
+}
+
+impl What {
+    /// Its name in a repository.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Object(id) => repository::object(id),
+            Self::Lists(id) => repository::lists(id),
+        }
+    }
+}
+
+/// Pieces that are wanted of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The file.
+    pub what: What,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Bytes of a piece; the last one may be short.
+    pub piece: u32,
+    /// Numbers of the pieces that are missing: ranges that ascend, do not touch and are not empty.
+    pub missing: Vec<Range<u64>>,
+}
+
+impl Wanted {
+    /// Bytes of piece `index`; `None` if the file has no such piece.
+    pub fn piece_length(&self, index: u64) -> Option<usize> {
+        let start = index.checked_mul(self.piece.into()).filter(|start| *start < self.length)?;
+        usize::try_from((self.length - start).min(self.piece.into())).ok()
+    }
+    /// Where pieces stand in the file.
+    pub fn bytes(&self, pieces: &Range<u64>) -> Range<u64> {
+        let piece = u64::from(self.piece);
+        pieces.start * piece..(pieces.end * piece).min(self.length)
+    }
+}
+
+/// What a piece was worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Worth {
+    /// It is kept.
+    New,
+    /// It was there before, or nobody wants it.
+    Known,
+    /// It is not the file's; why.
+    Wrong(String),
+}
+
+/// Is told what bytes cost.
+pub trait Toll {
+    /// So many bytes came or went over the carrier, whatever they are worth.
+    ///
+    /// # Errors
+    /// The transfer is to end now: it is not wanted any more, or the budget is used up.
+    fn paid(&mut self, bytes: u64) -> Result<(), Failure>;
+}
+
+/// Takes pieces, in any order.
+pub trait Sink: Toll {
+    /// Takes a whole piece.
+    ///
+    /// # Errors
+    /// The transfer is to end now.
+    fn piece(&mut self, index: u64, bytes: &[u8]) -> Result<Worth, Failure>;
+}
+
+/// A count of bytes that never says no.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally(pub u64);
+
+impl Toll for Tally {
+    fn paid(&mut self, bytes: u64) -> Result<(), Failure> {
+        self.0 += bytes;
+        Ok(())
+    }
+}
 
 /// Something that bytes come from.
 pub trait Carrier {
-    /// A whole file of at most `limit` bytes.
+    /// A whole small file of at most `limit` bytes: announcements, root documents, manifests, catalogues.
     ///
     /// # Errors
-    /// [`Failure`]; a longer file is [`Fault::Damaged`].
-    fn whole(&mut self, path: &str, limit: u64) -> Result<Vec<u8>, Failure>;
+    /// [`Failure`]; a longer file is [`Fault::Damaged`], one that is not there [`Fault::Absent`].
+    fn whole(&mut self, path: &str, limit: u64, toll: &mut dyn Toll) -> Result<Vec<u8>, Failure>;
 
-    /// Bytes of a file, handed on as they come; it ends with all of them or with an error.
+    /// Pieces of a file, those that are missing and perhaps others, handed on as they come. It may end before all came, if
+    /// at least one did: whoever asked looks what is still missing and asks again.
     ///
     /// # Errors
-    /// [`Failure`], and the sink's own.
-    fn range(&mut self, path: &str, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure>;
+    /// [`Failure`], and the sink's own. What was handed on before stays good.
+    fn pieces(&mut self, wanted: &Wanted, sink: &mut dyn Sink) -> Result<(), Failure>;
 }
 
 /// Opens a source: `http://…`, `https://…`, or a folder.

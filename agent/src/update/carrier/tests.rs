@@ -45,24 +45,48 @@ fn part(range: Option<&str>) -> Vec<u8> {
     reply("206 Partial Content", &header, &FILE[from..=to])
 }
 
-fn ask(source: &str, range: Range<u64>) -> Result<Vec<u8>, Failure> {
-    let mut out = Vec::new();
-    open(source)?.range("objects/x", range, &mut |bytes| {
-        out.extend(bytes);
+#[derive(Default)]
+struct Taken {
+    bytes: Vec<u8>,
+    paid: u64,
+}
+
+impl Toll for Taken {
+    fn paid(&mut self, bytes: u64) -> Result<(), Failure> {
+        self.paid += bytes;
         Ok(())
-    })?;
-    Ok(out)
+    }
+}
+
+impl Sink for Taken {
+    fn piece(&mut self, _: u64, bytes: &[u8]) -> Result<Worth, Failure> {
+        self.bytes.extend(bytes);
+        Ok(Worth::New)
+    }
+}
+
+const ID: Digest = Digest([7; 32]);
+
+fn ask(source: &str, range: Range<u64>) -> Result<Vec<u8>, Failure> {
+    let wanted = Wanted { what: What::Object(ID), length: range.end.max(16), piece: 1, missing: vec![range] };
+    let mut taken = Taken::default();
+    open(source)?.pieces(&wanted, &mut taken)?;
+    Ok(taken.bytes)
+}
+
+fn whole(source: &str, path: &str, limit: u64) -> Result<Vec<u8>, Failure> {
+    open(source)?.whole(path, limit, &mut Tally::default())
 }
 
 #[test]
 fn a_server_with_ranges_sends_what_is_asked_for() {
     let source = server(|path, range| {
-        assert!(path.starts_with("/repo/objects/x"), "{path}");
+        assert!(path.starts_with("/repo/objects/0707"), "{path}");
         part(range)
     });
     assert_eq!(ask(&source, 3..9).unwrap(), b"345678");
-    assert_eq!(open(&source).unwrap().whole("objects/x", 16).unwrap(), FILE);
-    assert_eq!(open(&source).unwrap().whole("objects/x", 15).unwrap_err().fault, Fault::Damaged);
+    assert_eq!(whole(&source, &repository::object(&ID), 16).unwrap(), FILE);
+    assert_eq!(whole(&source, &repository::object(&ID), 15).unwrap_err().fault, Fault::Damaged);
 }
 
 #[test]
@@ -70,6 +94,11 @@ fn a_server_that_ignores_ranges_is_of_use_too() {
     let source = server(|_, _| reply("200 OK", "", FILE));
     assert_eq!(ask(&source, 3..9).unwrap(), b"345678");
     assert_eq!(ask(&source, 0..16).unwrap(), FILE);
+    // What comes before the range is paid for too.
+    let wanted = Wanted { what: What::Object(ID), length: 16, piece: 4, missing: vec![1..2, 3..4] };
+    let mut taken = Taken::default();
+    open(&source).unwrap().pieces(&wanted, &mut taken).unwrap();
+    assert_eq!((taken.bytes.as_slice(), taken.paid >= 24), (b"4567cdef".as_slice(), true));
 }
 
 #[test]
@@ -102,13 +131,13 @@ fn what_the_status_says_is_heard() {
 fn folders_are_read_and_their_absence_is_not_that_of_a_file() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("objects")).unwrap();
-    std::fs::write(folder.path().join("objects/x"), FILE).unwrap();
+    std::fs::write(folder.path().join(repository::object(&ID)), FILE).unwrap();
     let source = folder.path().to_str().unwrap().to_owned();
     assert_eq!(ask(&source, 3..9).unwrap(), b"345678");
     assert_eq!(ask(&source, 3..17).unwrap_err().fault, Fault::Damaged);
-    assert_eq!(open(&source).unwrap().whole("objects/x", 3).unwrap_err().fault, Fault::Damaged);
-    assert_eq!(open(&source).unwrap().whole("objects/y", 3).unwrap_err().fault, Fault::Absent);
-    assert_eq!(open(&source).unwrap().whole("objects", 3).unwrap_err().fault, Fault::Absent);
+    assert_eq!(whole(&source, &repository::object(&ID), 3).unwrap_err().fault, Fault::Damaged);
+    assert_eq!(whole(&source, "objects/y", 3).unwrap_err().fault, Fault::Absent);
+    assert_eq!(whole(&source, "objects", 3).unwrap_err().fault, Fault::Absent);
     drop(folder);
     // A stick that is not plugged in may come back.
     assert_eq!(ask(&source, 0..1).unwrap_err().fault, Fault::Unreachable(None));

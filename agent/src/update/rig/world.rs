@@ -4,7 +4,7 @@
 use super::judge::slot_of;
 use super::medium::{Fate, Medium, Place};
 use super::release::{BOARD, Built, PRODUCT, Shop};
-use crate::update::carrier::{Carrier, Failure, Sink};
+use crate::update::carrier::{Carrier, Failure, Sink, Stream, Toll, Wanted};
 use crate::update::fetch::{Control, Interval};
 use crate::update::install::{self, Work};
 use crate::update::slot::VerifiedSlot;
@@ -18,7 +18,6 @@ use formats::layout::Slot;
 use formats::loader;
 use formats::repository;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
 
 /// Bytes of a payload's block.
 pub const BLOCK: u64 = 1024;
@@ -322,12 +321,20 @@ impl Control for Told {
 struct Files<'f>(&'f BTreeMap<String, Vec<u8>>);
 
 impl Carrier for Files<'_> {
-    fn whole(&mut self, path: &str, _: u64) -> Result<Vec<u8>, Failure> {
+    fn whole(&mut self, path: &str, _: u64, _: &mut dyn Toll) -> Result<Vec<u8>, Failure> {
         self.0.get(path).cloned().ok_or_else(|| Failure::new(Fault::Absent, path))
     }
-    fn range(&mut self, path: &str, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure> {
-        let bytes = self.whole(path, 0)?;
-        // Pieces that do not end where blocks do, as a network has them.
-        bytes[range.start as usize..range.end as usize].chunks(700).try_for_each(sink)
+    fn pieces(&mut self, wanted: &Wanted, sink: &mut dyn Sink) -> Result<(), Failure> {
+        let path = wanted.what.path();
+        let bytes = self.0.get(&path).ok_or_else(|| Failure::new(Fault::Absent, path))?;
+        for run in &wanted.missing {
+            let range = wanted.bytes(run);
+            let mut stream = Stream::new(wanted, run.start, &mut *sink);
+            // Pieces that do not end where blocks do, as a network has them.
+            bytes[range.start as usize..range.end as usize]
+                .chunks(700)
+                .try_for_each(|chunk| stream.take(chunk))?;
+        }
+        Ok(())
     }
 }
