@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::{early, host_keys, offline, pair, render, run};
+use crate::{early, host_keys, kubernetes, offline, pair, render, run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use formats::status::{SOCKET, Status, Why};
@@ -41,6 +41,8 @@ enum Command {
     Why(Output),
     /// The two nodes of a site: their state, hand-over, repair
     Ha(pair::Ha),
+    /// Kubernetes on this node of a site: run it, let its pods leave
+    K3s(kubernetes::K3s),
     /// Be the third voter of two-node sites
     Witness(pair::Witness),
     /// Say what an update would do, or do it
@@ -91,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Status(output) => status(&output),
         Command::Why(output) => why(&output),
         Command::Ha(ha) => ha.run(),
+        Command::K3s(k3s) => k3s.run(),
         Command::Witness(witness) => witness.run(),
         Command::Update(update) => do_update(&update),
         Command::Commit(output) => request("commit", &output),

@@ -10,6 +10,7 @@ mod early;
 mod findings;
 mod host_keys;
 mod io;
+mod kubernetes;
 mod observe;
 mod offline;
 mod pair;

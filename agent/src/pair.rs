@@ -11,11 +11,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// What a node was told at enrolment; its folder belongs to the user that the pair's process runs as.
+pub const CONFIG: &str = "/var/lib/farhold-ha/ha.json";
+
 /// Arguments of `ha`.
 #[derive(Args)]
 pub struct Ha {
     /// What this node was told at enrolment
-    #[arg(long, global = true, default_value = "/var/lib/farhold/ha.json")]
+    #[arg(long, global = true, default_value = CONFIG)]
     config: PathBuf,
     #[command(subcommand)]
     command: HaCommand,
@@ -104,7 +107,8 @@ impl Ha {
             }
             HaCommand::Run => return act::run(config).map(|()| ExitCode::SUCCESS),
             HaCommand::Status { json } => {
-                let status = act::ask(&config.run, Ask::Status)?;
+                let mut status = act::ask(&config.run, Ask::Status)?;
+                status["k3s"] = agent::k3s::report(&config).unwrap_or_default();
                 return print(&if json { format!("{status:#}\n") } else { lines(&status) });
             }
             HaCommand::Switchover => Ask::Switchover,
@@ -163,7 +167,8 @@ fn introduce(party: &Party) -> Result<ExitCode> {
     print(&format!("{value}\n"))
 }
 
-fn print(text: &str) -> Result<ExitCode> {
+/// Prints to standard output.
+pub fn print(text: &str) -> Result<ExitCode> {
     std::io::stdout().write_all(text.as_bytes())?;
     std::io::stdout().flush()?;
     Ok(ExitCode::SUCCESS)

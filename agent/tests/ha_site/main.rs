@@ -8,6 +8,7 @@
 
 mod campaign;
 mod client;
+mod k3s;
 mod net;
 mod site;
 

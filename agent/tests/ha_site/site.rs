@@ -44,7 +44,7 @@ pub struct Site {
 
 const SITE: &str = "00000000000000aa";
 
-fn agent() -> &'static str {
+pub fn agent() -> &'static str {
     env!("CARGO_BIN_EXE_farhold-agent")
 }
 
@@ -106,7 +106,7 @@ impl Site {
         self.folder.join(name).display().to_string()
     }
 
-    fn home(&self, node: Node) -> PathBuf {
+    pub fn home(&self, node: Node) -> PathBuf {
         self.folder.join(format!("{node:?}").to_lowercase())
     }
 
@@ -124,6 +124,7 @@ impl Site {
             "listen": format!("{}:7600", node.address()), "port": "127.0.0.1:5000",
             "postgres": { "bin": postgres(), "data": home.join("data"),
                 "settings": { "shared_buffers": "16MB", "max_connections": "40" } },
+            "k3s": super::k3s::configuration(&home, node),
         });
         if let Some((peer, witness)) = others {
             config["peer"] = party(peer, other);
@@ -155,6 +156,26 @@ impl Site {
         command.env("FARHOLD_LOG", "agent=debug,info").stdin(Stdio::null());
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0).spawn().unwrap();
         self.running.push((node, child));
+    }
+
+    /// Another process of a party, which ends with it.
+    pub fn adopt(&mut self, node: Node, mut command: Command) -> u32 {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(format!("{node:?}.log")))
+            .unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+        let child = command.spawn().unwrap();
+        let pid = child.id();
+        self.running.push((node, child));
+        pid
+    }
+
+    /// The process of a party that was started last; it is no longer ended with it.
+    pub fn take_last(&mut self, node: Node) -> (Node, Child) {
+        let at = self.running.iter().rposition(|(running, _)| *running == node).unwrap();
+        self.running.remove(at)
     }
 
     /// kill -9 of every process of a party: the agent and its Postgres.
@@ -205,7 +226,7 @@ impl Site {
         assert!(output.status.success(), "ha {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn status(&self, node: Node) -> Option<Value> {
+    pub fn status(&self, node: Node) -> Option<Value> {
         let config = self.home(node).join("ha.json");
         let mut command = self.net.as_user(node, agent());
         let output =
@@ -213,7 +234,7 @@ impl Site {
         serde_json::from_slice(&output.stdout).ok()
     }
 
-    fn wait(&self, node: Node, patience: Duration, done: impl Fn(&Value) -> bool) {
+    pub fn wait(&self, node: Node, patience: Duration, done: impl Fn(&Value) -> bool) {
         let until = Instant::now() + patience;
         loop {
             let status = self.status(node);

@@ -42,6 +42,9 @@ pub struct Config {
     pub port: SocketAddr,
     /// The database server.
     pub postgres: Postgres,
+    /// k3s on this node, if the agent runs it.
+    #[serde(default)]
+    pub k3s: Option<crate::k3s::Settings>,
     /// Times that differ from the shipped ones.
     #[serde(default)]
     pub times: Times,
@@ -146,7 +149,16 @@ impl Config {
             self.witness.is_none() || self.on_peer_loss == PeerLoss::Hold,
             "on_peer_loss prefers a node, but there is a witness: the two exclude each other; remove one"
         );
+        self.k3s.as_ref().map_or(Ok(()), crate::k3s::Settings::check)?;
         super::settings::check_extra(&self.postgres.settings)
+    }
+
+    /// What is said of k3s.
+    ///
+    /// # Errors
+    /// If nothing is.
+    pub fn k3s(&self) -> Result<&crate::k3s::Settings> {
+        self.k3s.as_ref().context("the configuration has no part `k3s`: the agent does not run it here")
     }
 
     /// The members that this file describes.

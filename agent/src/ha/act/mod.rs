@@ -11,6 +11,7 @@
 //! - `settings`: Postgres' files, written from the register; `server`: its process; `session`: what it is asked;
 //! - `copy`: export, rewind, full copy;
 //! - `node`: the loop of a data node; `control`: what an operator asks it; `witness`: the loop of a witness;
+//! - `secrets`: what both nodes must know and nobody else;
 //! - `setup`: a first node, a joining node, a site at a witness.
 //!
 //! Nothing here decides who may acknowledge: effects of `super::step` are carried out, in order.
@@ -26,6 +27,7 @@ mod port;
 mod relay;
 mod saved;
 mod seal;
+mod secrets;
 mod server;
 mod session;
 mod settings;
@@ -39,5 +41,6 @@ pub use config::Config;
 pub use control::{Ask, ask};
 pub use identity::Number;
 pub use node::run;
+pub use secrets::{Secrets, secrets};
 pub use setup::{Party, add_site, first, joining};
 pub use witness::{Folders, run as run_witness};

@@ -6,6 +6,7 @@ use super::config::Config;
 use super::identity::{Identity, Number, PublicKey};
 use super::node::{files, platform};
 use super::saved::Store;
+use super::secrets::Secrets;
 use super::session::row;
 use super::settings::{CONTROL, OWNER};
 use super::witness::{Folders, NodeKey, add};
@@ -86,7 +87,7 @@ fn make_owner(config: &Config, data: &Path) -> Result<String> {
         .stdin(Stdio::null())
         .spawn()
         .context("start postgres")?;
-    let password = format!("{}{}", Number::draw()?, Number::draw()?);
+    let secrets = Secrets::draw()?;
     let database = &config.postgres.database;
     let made = in_loop(async {
         let client = loop {
@@ -97,16 +98,16 @@ fn make_owner(config: &Config, data: &Path) -> Result<String> {
             }
         };
         row(&client, "SELECT 1").await?;
-        let owner = format!("CREATE ROLE \"{database}\" LOGIN PASSWORD '{password}'");
+        let owner = format!("CREATE ROLE \"{database}\" LOGIN PASSWORD '{}'", secrets.datastore_password);
         client.simple_query(&owner).await.context("make the datastore's owner")?;
         let make = format!("CREATE DATABASE \"{database}\" OWNER \"{database}\"");
         client.simple_query(&make).await.context("make the datastore")?;
-        Ok(())
+        secrets.store(&client).await
     });
     let pid = nix::unistd::Pid::from_raw(i32::try_from(server.id()).context("a process number")?);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).context("stop postgres")?;
     server.wait().context("stop postgres")?;
-    made.map(|()| password)
+    made.map(|()| secrets.datastore_password)
 }
 
 fn in_loop<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
