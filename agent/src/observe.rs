@@ -1,6 +1,7 @@
 //! Reads the facts of this boot and of this moment. No decisions; what cannot be read is a reason in words.
 
 use crate::io::{efi, ioctl, systemd};
+use crate::pair_view;
 use crate::step::{Facts, Look, Room};
 use anyhow::{Context, Result, ensure};
 use formats::boot::{BOOT_FACTS, EARLY_FACTS};
@@ -87,7 +88,7 @@ pub fn look() -> Look {
         let free_files = (var.files() > 0).then(|| var.files_available());
         Room { bytes: var.blocks() * block, free_bytes: var.blocks_available() * block, free_files }
     });
-    Look { system: systemd::view().map_err(|error| format!("{error:#}")), room }
+    Look { system: systemd::view().map_err(|error| format!("{error:#}")), room, ha: pair_view::look() }
 }
 
 /// Resident memory of this process, bytes; 0 if the kernel does not tell.

@@ -39,6 +39,7 @@ pub fn status(status: &Status) -> String {
         row("state", state(status.state.as_ref())),
         row("system", system(status)),
         row("update", status.update.as_ref().map_or("-".into(), update)),
+        status.ha.as_ref().map_or(Ok(()), |ha| row("pair", ha.text.clone())),
     ];
     debug_assert!(rows.iter().all(Result::is_ok), "writing to a string does not fail");
     out + &findings(&status.findings)

@@ -11,7 +11,7 @@ use crate::update::view::View;
 use formats::boot::{BootFacts, EarlyFacts, StateFacts};
 use formats::efi::Fallback;
 use formats::status::{
-    AgentState, Desired, EventLine, Finding, Observed, ProfileId, STATUS_SCHEMA, Status, Why,
+    AgentState, Desired, EventLine, Finding, HaStatus, Observed, ProfileId, STATUS_SCHEMA, Status, Why,
 };
 
 /// What was read once, at the start.
@@ -55,6 +55,8 @@ pub struct Look {
     pub system: Result<SystemView, String>,
     /// Room of `/var`.
     pub room: Option<Room>,
+    /// The pair, if this node belongs to one.
+    pub ha: Option<HaStatus>,
 }
 
 /// What an agent knows when it starts.
@@ -289,6 +291,7 @@ impl State {
             agent_rss_bytes: rss_bytes,
             findings: self.findings(),
             update: self.update.as_ref().map(|view| view.status.clone()),
+            ha: self.look.ha.clone(),
         }
     }
 
@@ -321,7 +324,11 @@ impl State {
 
 impl Default for Look {
     fn default() -> Self {
-        Self { system: Ok(SystemView { state: "starting".into(), ..SystemView::default() }), room: None }
+        Self {
+            system: Ok(SystemView { state: "starting".into(), ..SystemView::default() }),
+            room: None,
+            ha: None,
+        }
     }
 }
 

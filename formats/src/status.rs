@@ -55,6 +55,27 @@ pub struct Status {
     /// The update in progress and what became of the last one; `None` before the agent has looked.
     #[serde(default)]
     pub update: Option<UpdateStatus>,
+    /// The pair, as this node knows it; `None` where it belongs to none.
+    #[serde(default)]
+    pub ha: Option<HaStatus>,
+}
+
+/// The pair as one of its nodes knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaStatus {
+    /// All of it in one line.
+    pub text: String,
+    /// `paired`, `solo`, or empty if nobody says.
+    pub mode: String,
+    /// What the node does, as `Leading`, `Following`, `Alone(Apart)`.
+    pub phase: String,
+    /// Whether it is the database's primary.
+    pub primary: bool,
+    /// Number of the decision that is in force.
+    pub epoch: u64,
+    /// What k3s does, where the agent runs it.
+    #[serde(default)]
+    pub k3s: Option<String>,
 }
 
 /// Updates as an operator sees them.

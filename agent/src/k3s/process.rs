@@ -49,6 +49,8 @@ impl Server {
         let (name, first) = program.split_first().context("no program")?;
         let mut command = Command::new(name);
         command.args(first).args(args).stdin(Stdio::null()).process_group(0);
+        // The service manager hears of readiness from the agent.
+        command.env_remove("NOTIFY_SOCKET");
         let child = command.spawn().with_context(|| format!("start {name}"))?;
         let pid = i32::try_from(child.id()).context("a process number")?;
         self.child = Some(child);

@@ -73,7 +73,8 @@ fn healthy() -> Booted {
 
 fn look() -> Look {
     let system = SystemView { state: "running".into(), feeds_watchdog: true, ..SystemView::default() };
-    Look { system: Ok(system), room: Some(Room { bytes: 2 << 30, free_bytes: 1 << 30, free_files: Some(9) }) }
+    let room = Some(Room { bytes: 2 << 30, free_bytes: 1 << 30, free_files: Some(9) });
+    Look { system: Ok(system), room, ha: None }
 }
 
 fn start(booted: Booted) -> (State, Outcome) {
