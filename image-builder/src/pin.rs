@@ -79,6 +79,9 @@ impl Pinner<'_> {
         let host = host()?;
         let apt = Apt::update(self.store, sources(host), self.progress)?;
         let mut resolutions = vec![apt.resolve(&own(purpose.packages()), &BTreeMap::new())?];
+        if !purpose.alone().is_empty() {
+            resolutions.push(apt.alone(purpose.alone())?);
+        }
         drop(apt);
         if !purpose.per_target().is_empty() {
             for arch in Arch::ALL {

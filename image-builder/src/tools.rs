@@ -40,6 +40,8 @@ pub enum Purpose {
     Build,
     /// Booting them in QEMU.
     Lab,
+    /// Compiling the device's programs for the other processor.
+    Rust,
 }
 
 impl Purpose {
@@ -48,6 +50,7 @@ impl Purpose {
         match self {
             Self::Build => "build",
             Self::Lab => "lab",
+            Self::Rust => "rust",
         }
     }
     /// Debian packages of the host's architecture; what they depend on is added.
@@ -66,6 +69,16 @@ impl Purpose {
             Self::Lab => {
                 &["ovmf", "qemu-efi-aarch64", "qemu-system-arm", "qemu-system-x86", "qemu-utils", "ipxe-qemu"]
             }
+            // The standard library; the compiler's own libraries come with it.
+            Self::Rust => &["libstd-rust-web-dev"],
+        }
+    }
+    /// Debian packages of the host's architecture that are taken alone.
+    pub const fn alone(self) -> &'static [&'static str] {
+        match self {
+            Self::Build | Self::Lab => &[],
+            // It depends on a C compiler, which this machine has.
+            Self::Rust => &["rustc-web"],
         }
     }
     /// Debian packages that are taken once for every architecture of images, alone.
@@ -73,6 +86,7 @@ impl Purpose {
         match self {
             Self::Build => &["systemd-boot-efi"],
             Self::Lab => &[],
+            Self::Rust => &["libstd-rust-web-dev"],
         }
     }
     /// Whether a path of a package is unpacked.
@@ -184,7 +198,10 @@ impl ToolsRoot {
                 unpack(store, purpose, package, dir)?;
                 bar.add(1);
             }
-            Ok(())
+            match purpose {
+                Purpose::Rust => write_compiler(dir, arch),
+                Purpose::Build | Purpose::Lab => Ok(()),
+            }
         })?;
         Ok(Self { path, arch })
     }
@@ -232,10 +249,7 @@ impl ToolsRoot {
     /// Program and first arguments that start a tool with the root's own libraries.
     fn start(&self, tool: Tool) -> Vec<OsString> {
         let libraries = self.libraries();
-        let loader = match self.arch {
-            Arch::X86_64 => "ld-linux-x86-64.so.2",
-            Arch::Arm64 => "ld-linux-aarch64.so.1",
-        };
+        let loader = loader(self.arch);
         let mut path = libraries.clone().into_os_string();
         for below in ["systemd", "pulseaudio"] {
             path.push(":");
@@ -262,6 +276,30 @@ impl ToolsRoot {
         command.env("OPENSSL_CONF", "/dev/null").env("OPENSSL_MODULES", libraries.join("ossl-modules"));
         command
     }
+}
+
+/// File name of a processor's dynamic loader.
+const fn loader(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "ld-linux-x86-64.so.2",
+        Arch::Arm64 => "ld-linux-aarch64.so.1",
+    }
+}
+
+/// Writes a program `rustc` at the top of the root that starts the compiler with the root's own libraries: cargo's
+/// `RUSTC` must be one program. It finds the root by itself.
+fn write_compiler(root: &Path, arch: Arch) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = root.join("rustc");
+    let text = format!(
+        "#!/bin/sh\nroot=$(dirname \"$(readlink -f \"$0\")\")\nlib=$root/usr/lib/{}\n\
+         exec \"$lib/{}\" --library-path \"$lib\" \"$root/usr/bin/rustc\" \"$@\"\n",
+        arch.triplet(),
+        loader(arch)
+    );
+    let written =
+        fs::write(&path, text).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)));
+    written.with_context(|| format!("write {}", path.display()))
 }
 
 fn key(packages: &[LockedPackage]) -> Digest {

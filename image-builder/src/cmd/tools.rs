@@ -14,12 +14,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Prepares the programs that make images, or QEMU and firmware for the lab, and prints their folder.
+/// Prepares the programs that make images, QEMU and firmware for the lab, or a Rust compiler for the device's programs,
+/// and prints their folder.
 ///
 /// Nothing is installed on this machine: packages are unpacked in the cache.
 #[derive(clap::Args)]
 pub struct ToolsCmd {
-    /// Programs that make images, or QEMU and firmware.
+    /// Which of them.
     #[arg(value_enum, default_value_t = PurposeArg::Build)]
     purpose: PurposeArg,
     /// The lock whose tools for making images are wanted; without it, the newest.
@@ -74,6 +75,8 @@ enum PurposeArg {
     Build,
     /// QEMU and firmware.
     Lab,
+    /// `rustc` with the standard library of every processor.
+    Rust,
 }
 
 impl From<PurposeArg> for Purpose {
@@ -81,6 +84,7 @@ impl From<PurposeArg> for Purpose {
         match purpose {
             PurposeArg::Build => Self::Build,
             PurposeArg::Lab => Self::Lab,
+            PurposeArg::Rust => Self::Rust,
         }
     }
 }
@@ -88,8 +92,12 @@ impl From<PurposeArg> for Purpose {
 impl ToolsCmd {
     /// The folder; for the lab also how to start QEMU, and firmware files. The lab reads this.
     fn json(&self, root: &ToolsRoot) -> Result<Value> {
-        if self.purpose == PurposeArg::Build {
-            return Ok(json!({ "path": root.path() }));
+        match self.purpose {
+            PurposeArg::Build => return Ok(json!({ "path": root.path() })),
+            PurposeArg::Rust => {
+                return Ok(json!({ "path": root.path(), "rustc": root.path().join("rustc") }));
+            }
+            PurposeArg::Lab => {}
         }
         let x86 = |name: &str| root.file(&format!("usr/share/OVMF/{name}"));
         let arm = |name: &str| root.file(&format!("usr/share/AAVMF/{name}"));
