@@ -24,6 +24,7 @@ pub mod pack;
 pub mod pin;
 pub mod plan;
 pub mod profile;
+pub mod program;
 pub mod progress;
 pub mod release;
 pub mod resolved;

@@ -5,6 +5,7 @@ use crate::apt::{Apt, Resolution, Sources};
 use crate::fetch::{self, Want};
 use crate::lock::{LOCK_FORMAT, Lock, LockedArch, LockedArtefact, LockedTools};
 use crate::mirror::Mirrors;
+use crate::program::Program;
 use crate::progress::Progress;
 use crate::resolved::{Artefact, Resolved};
 use crate::rootfs::{self, Inputs};
@@ -14,7 +15,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use formats::arch::Arch;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Suites that tools come from.
@@ -144,11 +144,11 @@ impl Pinner<'_> {
                 let sha256 = sha256.clone();
                 return Ok(LockedArtefact { url: artefact.url.clone(), sha256, size });
             }
-            (None, Some(url), ..) => match self.in_folder(artefact)? {
+            (None, Some(url), ..) => match self.in_folder(artefact, arch)? {
                 Some(found) => found,
                 None => fetch::learn(self.store, &what, url, self.progress)?,
             },
-            (None, None, ..) => match self.in_folder(artefact)? {
+            (None, None, ..) => match self.in_folder(artefact, arch)? {
                 Some(found) => found,
                 None => {
                     bail!("{what} is published nowhere: give it with --artefact {}=PATH", artefact.name)
@@ -170,15 +170,17 @@ impl Pinner<'_> {
     /// The file that the operator gave; a program for another architecture would only be noticed on the device.
     fn given(&self, name: &str, arch: Arch) -> Result<Option<&Path>> {
         let Some(path) = self.artefacts.get(name) else { return Ok(None) };
-        match program_arch(path)? {
-            Some(found) if found != arch => {
-                bail!("{} is a program for {found}, must be one for {arch}", path.display())
-            }
-            Some(_) | None => Ok(Some(path)),
+        let what = || path.display().to_string();
+        if let Some(program) = Program::open(path).with_context(what)? {
+            let own = name.starts_with("farhold-");
+            let hint = if own { format!(": `make programs-{arch}` builds it") } else { String::new() };
+            program.check(arch, None).map_err(|error| anyhow!("{error}{hint}")).with_context(what)?;
         }
+        Ok(Some(path))
     }
 
-    fn in_folder(&self, artefact: &Artefact) -> Result<Option<(formats::hex::Digest, u64)>> {
+    /// The first file of the folders that can be it; programs for another processor cannot.
+    fn in_folder(&self, artefact: &Artefact, arch: Arch) -> Result<Option<(formats::hex::Digest, u64)>> {
         let names = [Some(artefact.name.as_str()), artefact.url.as_deref().map(crate::tree::name)];
         for folder in self.folders {
             for path in names.iter().flatten().map(|name| folder.join(name)).filter(|path| path.is_file()) {
@@ -186,7 +188,8 @@ impl Pinner<'_> {
                     Some(sha256) => digest_of(&path)? == *sha256,
                     None => true,
                 };
-                if matches {
+                let program = Program::open(&path).with_context(|| format!("read {}", path.display()))?;
+                if matches && program.is_none_or(|program| program.arch == Some(arch)) {
                     return Ok(Some(self.store.put_file(&path)?));
                 }
             }
@@ -266,40 +269,7 @@ fn blame(error: anyhow::Error, resolved: &Resolved) -> anyhow::Error {
     if askers.is_empty() { error } else { anyhow!("{text}; {}", askers.join(", ")) }
 }
 
-/// The architecture of an ELF file (elf(5), `e_machine`); none for other files and machines.
-fn program_arch(path: &Path) -> Result<Option<Arch>> {
-    let what = || format!("read {}", path.display());
-    let mut head = Vec::new();
-    File::open(path).with_context(what)?.take(20).read_to_end(&mut head).with_context(what)?;
-    Ok(match head[..] {
-        [0x7f, b'E', b'L', b'F', .., 62, 0] if head.len() == 20 => Some(Arch::X86_64),
-        [0x7f, b'E', b'L', b'F', .., 183, 0] if head.len() == 20 => Some(Arch::Arm64),
-        _ => None,
-    })
-}
-
 fn digest_of(path: &Path) -> Result<String> {
     let hash = || -> std::io::Result<_> { hash_reader(&mut File::open(path)?) };
     Ok(hash().with_context(|| format!("read {}", path.display()))?.0.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn programs_are_told_apart_by_their_header() {
-        let dir = tempfile::tempdir().unwrap();
-        for (machine, expected) in [(62u8, Some(Arch::X86_64)), (183, Some(Arch::Arm64)), (8, None)] {
-            let mut head = vec![0u8; 64];
-            head[..4].copy_from_slice(b"\x7fELF");
-            head[18] = machine;
-            let path = dir.path().join("program");
-            std::fs::write(&path, &head).unwrap();
-            assert_eq!(program_arch(&path).unwrap(), expected);
-        }
-        let path = dir.path().join("text");
-        std::fs::write(&path, "x").unwrap();
-        assert_eq!(program_arch(&path).unwrap(), None);
-    }
 }

@@ -5,6 +5,7 @@
 
 use super::steps::octal;
 use crate::lock::LockedArch;
+use crate::program::{self, Glibc, Program};
 use crate::resolved::{FileContent, ImageFile, Install, Resolved};
 use crate::store::Store;
 use crate::tree::{Data, Entry, Node, Tree};
@@ -31,8 +32,13 @@ pub fn artefacts(tree: &mut Tree, resolved: &Resolved, locked: &LockedArch, stor
             Install::File { path, mode } => {
                 let object =
                     store.get(&digest).ok_or_else(|| anyhow!("not in the cache")).with_context(what)?;
-                let data = Data::Range { path: object.into(), offset: 0, len: pinned.size };
                 let mode = octal(mode).with_context(what)?;
+                if mode & 0o111 != 0
+                    && let Some(program) = Program::open(&object).with_context(what)?
+                {
+                    program.check(resolved.arch(), library(locked)).with_context(what)?;
+                }
+                let data = Data::Range { path: object.into(), offset: 0, len: pinned.size };
                 tree.add(path, Entry::new(Node::File(data), mode, &origin)).with_context(what)?;
             }
             Install::Tar { path } => {
@@ -54,6 +60,11 @@ pub fn artefacts(tree: &mut Tree, resolved: &Resolved, locked: &LockedArch, stor
         }
     }
     Ok(())
+}
+
+/// The C library of the image.
+fn library(locked: &LockedArch) -> Option<Glibc> {
+    program::glibc(&locked.packages.iter().find(|package| package.name == "libc6")?.version)
 }
 
 /// Puts rendered files into the tree, in layer order.
