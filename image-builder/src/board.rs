@@ -1,7 +1,7 @@
 //! What differs by processor and board, as data: the folders `x86_64/` and `arm64/` beside `recipes/`.
 
 use crate::finding::{Finding, suggest};
-use crate::pack::model::Resources;
+use crate::pack::model::{PackArtefact, Resources};
 use crate::resolved::{Boot, Disk};
 use crate::yaml;
 use formats::arch::Arch;
@@ -45,6 +45,10 @@ struct BoardFile {
     #[serde(default)]
     watchdog_s: Option<u32>,
     #[serde(default)]
+    device_tree: Option<String>,
+    #[serde(default)]
+    artefacts: Vec<PackArtefact>,
+    #[serde(default)]
     disk: Disk,
 }
 
@@ -57,6 +61,8 @@ pub struct Board {
     pub resources: Resources,
     /// Debian packages it needs, besides the kernel.
     pub packages: Vec<String>,
+    /// Files fetched by digest that it needs, as a kernel that Debian does not have.
+    pub artefacts: Vec<PackArtefact>,
     /// Kernel, modules and command line.
     pub boot: Boot,
     /// Partition sizes.
@@ -88,6 +94,7 @@ impl Board {
             description: board.description,
             resources: board.resources,
             packages: board.packages,
+            artefacts: board.artefacts,
             boot: Boot {
                 kernel_package: board.kernel_package.unwrap_or(kernel.package),
                 initrd_modules: [kernel.initrd_modules, board.initrd_modules].concat(),
@@ -95,6 +102,7 @@ impl Board {
                 watchdog_s: board.watchdog_s.or(boot.watchdog_s),
                 keep_modules: board.keep_modules.unwrap_or(kernel.keep_modules),
                 menu_s: boot.menu_s,
+                device_tree: board.device_tree,
             },
             disk: overlay(&board.disk, &partitions),
         })

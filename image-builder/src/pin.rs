@@ -201,7 +201,10 @@ impl Pinner<'_> {
 /// Names of packages that a profile asks for, the board's kernel among them.
 pub fn requested(resolved: &Resolved) -> Vec<String> {
     let mut names: Vec<String> = resolved.packages.keys().cloned().collect();
-    names.push(resolved.boot.kernel_package.clone());
+    let kernel = &resolved.boot.kernel_package;
+    if !resolved.artefacts.iter().any(|artefact| artefact.name == *kernel) {
+        names.push(kernel.clone());
+    }
     names.sort();
     names.dedup();
     names

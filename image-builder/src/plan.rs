@@ -221,6 +221,8 @@ fn initrd(facts: &Facts<'_>) -> Inputs {
         inputs.insert(format!("artefact {}", artefact.name), pinned.unwrap_or_default());
     }
     inputs.insert("initrd modules".into(), facts.resolved.boot.initrd_modules.join(" "));
+    let device_tree = facts.resolved.boot.device_tree.clone();
+    inputs.insert("device tree".into(), device_tree.unwrap_or_else(|| "none".into()));
     inputs
 }
 
@@ -261,6 +263,10 @@ fn release(facts: &Facts<'_>) -> Inputs {
 fn add_kernel(inputs: &mut Inputs, facts: &Facts<'_>) {
     for package in facts.locked.packages.iter().filter(|p| p.name.starts_with("linux-image")) {
         inputs.insert(format!("package {}", package.name), pinned(package));
+    }
+    for artefact in facts.resolved.artefacts.iter().filter(|a| matches!(a.install, Install::Package)) {
+        let pinned = facts.locked.artefacts.get(&artefact.name).map(|a| a.sha256.clone());
+        inputs.insert(format!("artefact {}", artefact.name), pinned.unwrap_or_default());
     }
 }
 

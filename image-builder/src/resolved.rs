@@ -180,6 +180,8 @@ pub enum Install {
     },
     /// The program that the initrd starts.
     Init,
+    /// A Debian package (.deb) that no archive has, unpacked like any other; the board's kernel may be one.
+    Package,
     /// A tar archive (optionally gzip, xz or zstd) unpacked below a folder of the image.
     Tar {
         /// Absolute path of the folder.
@@ -270,6 +272,10 @@ pub struct Boot {
     pub keep_modules: Vec<String>,
     /// Seconds that systemd-boot shows its menu.
     pub menu_s: u32,
+    /// Shell pattern of the one device tree, a file of the kernel's package, that the boot image hands to the kernel;
+    /// `None` leaves it to the firmware.
+    #[serde(default)]
+    pub device_tree: Option<String>,
 }
 
 /// Sizes of a disk image; `None` lets the builder choose (slots twice the first image).

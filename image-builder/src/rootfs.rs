@@ -115,8 +115,9 @@ struct Draft {
 impl Draft {
     fn new(inputs: &Inputs<'_>) -> Result<Self> {
         let Inputs { resolved, locked, store, tools, progress } = inputs;
-        let unpacked = unpack::packages(store, &locked.packages, progress)?;
-        let packages = packages::Package::all(&locked.packages, unpacked);
+        let locked_packages = [locked.packages.clone(), packages::given(resolved, locked, store)?].concat();
+        let unpacked = unpack::packages(store, &locked_packages, progress)?;
+        let packages = packages::Package::all(&locked_packages, unpacked);
         let plan = scripts::plan(&packages, &resolved.debian)?;
         let busy = progress.busy("assemble root file system");
         let mut tree = Tree::new(&Arc::from("farhold"));

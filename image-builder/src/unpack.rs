@@ -89,7 +89,7 @@ pub fn packages(store: &Store, packages: &[LockedPackage], progress: &Progress) 
         for _ in 0..PARALLEL {
             scope.spawn(|| {
                 while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let unpacked = package(store, &packages[*at]);
+                    let unpacked = locked(store, &packages[*at]);
                     if let Ok(mut done) = done.lock() {
                         done.insert(*at, unpacked);
                     }
@@ -105,11 +105,19 @@ pub fn packages(store: &Store, packages: &[LockedPackage], progress: &Progress) 
     done.into_values().collect()
 }
 
-fn package(store: &Store, package: &LockedPackage) -> Result<Unpacked> {
-    let what = || format!("unpack package {} {}", package.name, package.version);
+fn locked(store: &Store, locked: &LockedPackage) -> Result<Unpacked> {
+    let what = || format!("unpack package {} {}", locked.name, locked.version);
     let digest =
-        Digest::parse(&package.sha256).ok_or_else(|| anyhow!("malformed SHA-256")).with_context(what)?;
-    unpack(store, &digest, deb::read).with_context(what)
+        Digest::parse(&locked.sha256).ok_or_else(|| anyhow!("malformed SHA-256")).with_context(what)?;
+    package(store, &digest).with_context(what)
+}
+
+/// Unpacks one package that is in the store, unless it is unpacked already.
+///
+/// # Errors
+/// If it is missing or broken, or the cache cannot be written.
+pub fn package(store: &Store, digest: &Digest) -> Result<Unpacked> {
+    unpack(store, digest, deb::read)
 }
 
 /// Unpacks a tar archive that is in the store; `name` tells by its ending how it is packed.

@@ -89,6 +89,7 @@ fn profile(arch: Arch) -> Resolved {
             watchdog_s: None,
             keep_modules: Vec::new(),
             menu_s: 0,
+            device_tree: None,
         },
         disk: Disk::default(),
     }

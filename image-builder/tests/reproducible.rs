@@ -61,6 +61,7 @@ fn profile(arch: Arch) -> Resolved {
             watchdog_s: None,
             keep_modules: vec!["fs/*".into()],
             menu_s: 0,
+            device_tree: None,
         },
         disk: Disk { esp_mib: Some(256), slot_mib: None, state_mib: None },
     }

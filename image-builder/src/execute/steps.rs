@@ -40,12 +40,15 @@ const UKI: &str = "uki.efi";
 const BOOT_LOADER: &str = "systemd-boot.efi";
 const INITRD: &str = "initrd.cpio";
 const KERNEL: &str = "vmlinuz";
+const DEVICE_TREE: &str = "device-tree.dtb";
 const RELEASE: &str = "release";
 const SBOM: &str = "sbom.spdx.json";
 const FACTS: &str = "facts.json";
 const OS_RELEASE: &str = "/usr/lib/os-release";
 const MAX_OS_RELEASE_BYTES: u64 = 64 << 10;
 const MAX_KERNEL_BYTES: u64 = 256 << 20;
+/// The largest of Debian's have 0.2 MB.
+const MAX_DEVICE_TREE_BYTES: u64 = 4 << 20;
 
 /// About a slot image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -168,6 +171,10 @@ pub fn initrd(worker: &Worker<'_>, folder: &Path) -> Result<()> {
     let vmlinuz = kernel.vmlinuz.bytes(MAX_KERNEL_BYTES).context("read the kernel")?;
     write(&folder.join(INITRD), &packed)?;
     write(&folder.join(KERNEL), &vmlinuz)?;
+    if let Some(tree) = &kernel.device_tree {
+        let bytes = tree.bytes(MAX_DEVICE_TREE_BYTES).context("read the device tree")?;
+        write(&folder.join(DEVICE_TREE), &bytes)?;
+    }
     let names = modules.into_iter().map(|module| module.name).collect();
     write_facts(folder, &InitrdFacts { kernel: kernel.release.clone(), modules: names })
 }
@@ -218,6 +225,10 @@ pub fn uki(worker: &Worker<'_>, folder: &Path) -> Result<()> {
     // Words of the board or the profile must not shadow those that the init trusts.
     BootArgs::parse(&cmdline).context("check the kernel command line")?;
     let (stub, linux) = (read(&tools.efi_stub(device.arch)?)?, read(&source.join(KERNEL))?);
+    let device_tree = match &build.resolved.boot.device_tree {
+        Some(_) => Some(read(&source.join(DEVICE_TREE))?),
+        None => None,
+    };
     let parts = Parts {
         stub: &stub,
         linux: &linux,
@@ -225,7 +236,7 @@ pub fn uki(worker: &Worker<'_>, folder: &Path) -> Result<()> {
         cmdline: &cmdline,
         os_release: &root.os_release,
         uname: &initrd.kernel,
-        dtb: None,
+        dtb: device_tree.as_deref(),
     };
     let boot_loader = read(&tools.systemd_boot(device.arch)?)?;
     place_signed(worker, &uki::assemble(&parts)?, &folder.join(UKI))?;

@@ -77,7 +77,11 @@ fn packages(filled: &Filled<'_>) -> BTreeMap<String, String> {
             ask(package, loaded.layer.origin());
         }
     }
-    for package in filled.board.packages.iter().chain([&filled.board.boot.kernel_package]) {
+    let board = &filled.board;
+    // A kernel that is an artefact of the board is in no archive.
+    let kernel = &board.boot.kernel_package;
+    let kernel = (!board.artefacts.iter().any(|artefact| artefact.name == *kernel)).then_some(kernel);
+    for package in board.packages.iter().chain(kernel) {
         ask(package, format!("board {}", filled.board_name));
     }
     let settings = &filled.settings;
@@ -122,13 +126,19 @@ fn units(filled: &Filled<'_>) -> Units {
 }
 
 fn artefacts(filled: &Filled<'_>, findings: &mut Vec<Finding>) -> Vec<Artefact> {
+    let packs = filled.layers.iter().map(|loaded| (Some(loaded), &loaded.pack.file.artefacts));
     let mut artefacts: Vec<Artefact> = Vec::new();
-    for loaded in &filled.layers {
-        let path = format!("layers[{}]", loaded.index);
+    for (loaded, all) in packs.chain([(None, &filled.board.artefacts)]) {
+        let path = loaded.map_or("board".to_owned(), |loaded| format!("layers[{}]", loaded.index));
+        let origin = loaded.map_or(format!("board {}", filled.board_name), |loaded| loaded.layer.origin());
         let mut find = |message: String, next: String| {
-            findings.push(Finding::error(path.as_str(), message, next).at(loaded.layer.id()));
+            let finding = Finding::error(path.as_str(), message, next);
+            findings.push(match loaded {
+                Some(loaded) => finding.at(loaded.layer.id()),
+                None => finding,
+            });
         };
-        for wanted in &loaded.pack.file.artefacts {
+        for wanted in all {
             let source = wanted.source.get(&filled.arch);
             if source.is_none() && !wanted.source.is_empty() {
                 let message = format!("artefact {} is not published for {}", wanted.name, filled.arch);
@@ -140,7 +150,7 @@ fn artefacts(filled: &Filled<'_>, findings: &mut Vec<Finding>) -> Vec<Artefact> 
             }
             artefacts.push(Artefact {
                 name: wanted.name.clone(),
-                origin: loaded.layer.origin(),
+                origin: origin.clone(),
                 url: source.map(|source| source.url.clone()),
                 sha256: source.and_then(|source| source.sha256.clone()),
                 size: source.and_then(|source| source.size),
@@ -191,7 +201,7 @@ fn all_files(
 fn owners(files: &[ImageFile], artefacts: &[Artefact], findings: &mut Vec<Finding>) {
     let installed = artefacts.iter().filter_map(|artefact| match &artefact.install {
         Install::File { path, .. } => Some((path, &artefact.origin)),
-        Install::Init | Install::Tar { .. } => None,
+        Install::Init | Install::Tar { .. } | Install::Package => None,
     });
     let files = files.iter().filter(|file| !matches!(file.content, FileContent::Directory));
     let mut owners: BTreeMap<&str, &str> = BTreeMap::new();

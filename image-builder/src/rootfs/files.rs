@@ -28,7 +28,8 @@ pub fn artefacts(tree: &mut Tree, resolved: &Resolved, locked: &LockedArch, stor
             Digest::parse(&pinned.sha256).ok_or_else(|| anyhow!("malformed SHA-256")).with_context(what)?;
         let origin: Arc<str> = artefact.origin.as_str().into();
         match &artefact.install {
-            Install::Init => {}
+            // The one is in the initrd, the other is unpacked with the archive's packages.
+            Install::Init | Install::Package => {}
             Install::File { path, mode } => {
                 let object =
                     store.get(&digest).ok_or_else(|| anyhow!("not in the cache")).with_context(what)?;

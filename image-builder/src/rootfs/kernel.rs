@@ -29,6 +29,8 @@ pub struct Kernel {
     pub release: String,
     /// The kernel image, as the UKI takes it.
     pub vmlinuz: Data,
+    /// The device tree that the boot image hands to it.
+    pub device_tree: Option<Data>,
     /// Every module of the package, also those that the image does not keep, by name with `_` for `-`.
     modules: BTreeMap<String, Module>,
     /// Names of what is built in, with `_` for `-`.
@@ -87,6 +89,7 @@ impl Kernel {
 /// If there is not exactly one kernel, or a module of the initrd is missing.
 pub fn install(tree: &mut Tree, boot: &Boot, store: &Store, tools: &ToolsRoot) -> Result<Kernel> {
     let (release, vmlinuz, origin) = find(tree, boot)?;
+    let device_tree = device_tree(tree, boot, &release)?;
     let folder = format!("/usr/lib/modules/{release}");
     let all = files(tree, &folder)?;
     let index = depmod(&release, &all, store, tools)?;
@@ -100,7 +103,8 @@ pub fn install(tree: &mut Tree, boot: &Boot, store: &Store, tools: &ToolsRoot) -
         }
         None => BTreeSet::new(),
     };
-    let kernel = Kernel { modules: modules(&all, &text("modules.dep")?), release, vmlinuz, builtin };
+    let kernel =
+        Kernel { modules: modules(&all, &text("modules.dep")?), release, vmlinuz, device_tree, builtin };
     kernel.closure(&boot.initrd_modules).context("find modules of the initrd")?;
     let kept = kept(&kernel, boot)?;
     let index = if kept.len() == kernel.modules.len() {
@@ -119,9 +123,38 @@ pub fn install(tree: &mut Tree, boot: &Boot, store: &Store, tools: &ToolsRoot) -
     Ok(kernel)
 }
 
+/// The board's device tree. Those of other boards, 55 MB of them on arm64, leave the image.
+fn device_tree(tree: &mut Tree, boot: &Boot, release: &str) -> Result<Option<Data>> {
+    let wanted = match &boot.device_tree {
+        None => None,
+        Some(pattern) => {
+            let is_it = |path: &str| matches(pattern, path);
+            let mut found = tree.iter().filter_map(|(path, entry)| match &entry.node {
+                Node::File(data) if is_it(path) => Some((path.to_owned(), data.clone())),
+                Node::File(_) | Node::Dir | Node::Symlink(_) => None,
+            });
+            match (found.next(), found.next()) {
+                (Some((_, data)), None) => Some(data),
+                (None, _) => {
+                    bail!("kernel {release} brings no device tree {pattern} (device_tree of the board)")
+                }
+                (Some(a), Some(b)) => bail!("two device trees match {pattern}: {} and {}", a.0, b.0),
+            }
+        }
+    };
+    tree.remove(&format!("/usr/lib/linux-image-{release}"));
+    Ok(wanted)
+}
+
+/// `/boot/vmlinuz-RELEASE`, or `/boot/Image` as NVIDIA's package has it, whose release only its modules tell.
 fn find(tree: &Tree, boot: &Boot) -> Result<(String, Data, Arc<str>)> {
+    let releases: BTreeSet<&str> = tree
+        .below("/usr/lib/modules")
+        .filter_map(|(path, _)| path.strip_prefix("/usr/lib/modules/")?.split('/').next())
+        .collect();
+    let only = if releases.len() == 1 { releases.first().copied() } else { None };
     let mut kernels = tree.below("/boot").filter_map(|(path, entry)| {
-        let release = path.strip_prefix("/boot/vmlinuz-")?;
+        let release = path.strip_prefix("/boot/vmlinuz-").or(only.filter(|_| path == "/boot/Image"))?;
         match &entry.node {
             Node::File(data) => Some((release.to_owned(), data.clone(), entry.origin.clone())),
             Node::Dir | Node::Symlink(_) => None,
@@ -129,7 +162,9 @@ fn find(tree: &Tree, boot: &Boot) -> Result<(String, Data, Arc<str>)> {
     });
     match (kernels.next(), kernels.next()) {
         (Some(kernel), None) => Ok(kernel),
-        (None, _) => bail!("package `{}` brings no kernel (/boot/vmlinuz-*)", boot.kernel_package),
+        (None, _) => {
+            bail!("package `{}` brings no kernel (/boot/vmlinuz-* or /boot/Image)", boot.kernel_package)
+        }
         (Some(a), Some(b)) => {
             bail!("two kernels, {} (from {}) and {} (from {}); leave one out", a.0, a.2, b.0, b.2)
         }
@@ -282,8 +317,21 @@ mod tests {
         Kernel {
             release: "6.12".into(),
             vmlinuz: Data::Bytes(b"vmlinuz"[..].into()),
+            device_tree: None,
             modules: modules(&files, dependencies),
             builtin: BTreeSet::from(["ext4".to_owned()]),
+        }
+    }
+
+    fn boot(keep: &[&str]) -> Boot {
+        Boot {
+            kernel_package: "linux-image-x".into(),
+            initrd_modules: vec!["erofs".into()],
+            kernel_args: Vec::new(),
+            watchdog_s: None,
+            keep_modules: keep.iter().map(|pattern| (*pattern).to_owned()).collect(),
+            menu_s: 0,
+            device_tree: None,
         }
     }
 
@@ -305,19 +353,47 @@ mod tests {
 
     #[test]
     fn kept_modules_bring_what_they_need() {
-        let boot = |keep: &[&str]| Boot {
-            kernel_package: "linux-image-x".into(),
-            initrd_modules: vec!["erofs".into()],
-            kernel_args: Vec::new(),
-            watchdog_s: None,
-            keep_modules: keep.iter().map(|pattern| (*pattern).to_owned()).collect(),
-            menu_s: 0,
-        };
         assert_eq!(kept(&kernel(), &boot(&[])).unwrap().len(), 4);
         let some = kept(&kernel(), &boot(&["d/dm-bufio*"])).unwrap();
         assert_eq!(
             some.into_iter().collect::<Vec<_>>(),
             ["kernel/d/dm-bufio.ko", "kernel/d/dm-mod.ko", "kernel/f/erofs.ko"]
         );
+    }
+
+    fn tree(paths: &[&str]) -> Tree {
+        let origin: Arc<str> = "kernel".into();
+        let mut tree = Tree::new(&origin);
+        paths.iter().for_each(|path| tree.add(path, Entry::text(*path, &origin)).unwrap());
+        tree
+    }
+
+    #[test]
+    fn a_kernel_is_found_under_both_names() {
+        let boot = boot(&[]);
+        let found = |paths: &[&str]| find(&tree(paths), &boot).map(|found| found.0);
+        assert_eq!(found(&["/boot/vmlinuz-6.12", "/usr/lib/modules/6.12/a.ko"]).unwrap(), "6.12");
+        assert_eq!(found(&["/boot/Image", "/usr/lib/modules/5.15-tegra/a.ko"]).unwrap(), "5.15-tegra");
+        let none = found(&["/boot/Image", "/usr/lib/modules/1/a.ko", "/usr/lib/modules/2/a.ko"]);
+        assert!(none.unwrap_err().to_string().starts_with("package `linux-image-x` brings no kernel"));
+    }
+
+    #[test]
+    fn the_boards_device_tree_is_taken_and_the_others_go() {
+        let paths = [
+            "/usr/lib/linux-image-6.12/nvidia/a.dtb",
+            "/usr/lib/linux-image-6.12/nvidia/b.dtb",
+            "/usr/bin/x",
+        ];
+        let mut tree = tree(&paths);
+        let wanted = |pattern: &str| Boot { device_tree: Some(pattern.into()), ..boot(&[]) };
+        let error = device_tree(&mut tree, &wanted("/usr/lib/linux-image-*/c.dtb"), "6.12").unwrap_err();
+        assert!(error.to_string().starts_with("kernel 6.12 brings no device tree"), "{error}");
+        let error = device_tree(&mut tree, &wanted("*.dtb"), "6.12").unwrap_err().to_string();
+        assert!(error.starts_with("two device trees match *.dtb"), "{error}");
+        let found = device_tree(&mut tree, &wanted("/usr/lib/linux-image-*/b.dtb"), "6.12").unwrap().unwrap();
+        assert_eq!(found.bytes(99).unwrap(), paths[1].as_bytes());
+        assert!(tree.file(paths[2]).is_some() && tree.below("/usr/lib/linux-image-6.12").count() == 0);
+        assert!(device_tree(&mut tree, &boot(&[]), "6.12").unwrap().is_none());
     }
 }

@@ -3,11 +3,13 @@
 use super::PackageFacts;
 use super::pattern::matches;
 use crate::deb;
-use crate::lock::LockedPackage;
-use crate::resolved::Debian;
+use crate::lock::{LockedArch, LockedPackage};
+use crate::resolved::{Artefact, Debian, Install, Resolved};
+use crate::store::Store;
 use crate::tree::{Conflict, Data, Entry, Node, Tree};
-use crate::unpack::{Item, ItemNode, Unpacked};
+use crate::unpack::{self, Item, ItemNode, Unpacked};
 use anyhow::{Context, Result, bail};
+use formats::hex::Digest;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -65,6 +67,41 @@ impl Package {
         });
         names.into_iter().any(|name| name == other)
     }
+}
+
+/// Artefacts that are Debian packages, as if the lock had them among its own.
+///
+/// # Errors
+/// If one is not in the lock or the cache, is no package, or one for another processor.
+pub fn given(resolved: &Resolved, locked: &LockedArch, store: &Store) -> Result<Vec<LockedPackage>> {
+    let wanted = resolved.artefacts.iter().filter(|artefact| matches!(artefact.install, Install::Package));
+    let package = |artefact: &Artefact| -> Result<LockedPackage> {
+        let pinned = locked.artefacts.get(&artefact.name).context("the lock does not have it; lock again")?;
+        let digest = Digest::parse(&pinned.sha256).context("malformed SHA-256")?;
+        let unpacked = unpack::package(store, &digest)?;
+        let control = unpacked.index.control.get("control").context("it is no Debian package")?;
+        let fields: BTreeMap<String, String> = deb::fields(control).into_iter().collect();
+        let field = |name: &str| fields.get(name).cloned().with_context(|| format!("it has no field {name}"));
+        let (wants, found) = (resolved.arch().debian(), field("Architecture")?);
+        if found != wants && found != "all" {
+            bail!("it is a package for {found}, must be one for {wants}");
+        }
+        Ok(LockedPackage {
+            name: field("Package")?,
+            version: field("Version")?,
+            architecture: found,
+            source: fields.get("Source").cloned(),
+            mirror: String::new(),
+            path: String::new(),
+            size: pinned.size,
+            sha256: pinned.sha256.clone(),
+        })
+    };
+    let named = |artefact: &Artefact| {
+        package(artefact)
+            .with_context(|| format!("unpack artefact {} (from {})", artefact.name, artefact.origin))
+    };
+    wanted.map(named).collect()
 }
 
 /// Adds all packages.
