@@ -1,11 +1,15 @@
 //! The programs under test and the build that they made first, as `make` names them in the environment. Knows nothing
 //! of virtual machines.
 
+use crate::disk::DiskImage;
 use anyhow::{Context, Result, bail};
+use formats::arch::Arch;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Board that the lab boots.
+const BOARD: &str = "vm";
 /// Variable with the folder that `farhold build --out` wrote; keys and lock stand beside it.
 pub const IMAGE_VARIABLE: &str = "FARHOLD_TEST_IMAGE_DIR";
 
@@ -36,6 +40,8 @@ pub struct Programs {
     farhold: PathBuf,
     agent: PathBuf,
     init: PathBuf,
+    /// Processor of the build under test.
+    arch: Arch,
     /// Development keys.
     pub keys: PathBuf,
     /// Lock of the build under test.
@@ -59,6 +65,7 @@ impl Programs {
             farhold: needed("FARHOLD")?,
             agent: needed("FARHOLD_AGENT")?,
             init: needed("FARHOLD_INIT")?,
+            arch: DiskImage::new(first.join("disk.img")).arch()?,
             keys: beside.join("keys"),
             lock: first.with_extension("lock"),
         })
@@ -67,6 +74,11 @@ impl Programs {
     /// `farhold`, with arguments to come.
     pub fn farhold(&self) -> Command {
         Command::new(&self.farhold)
+    }
+
+    /// Options of `farhold lock` and `farhold build` for the processor and the board under test.
+    pub fn target(&self) -> [&'static str; 4] {
+        ["--arch", self.arch.name(), "--board", BOARD]
     }
 
     /// Arguments that hand agent and init to `farhold lock` and `farhold build`.

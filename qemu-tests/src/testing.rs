@@ -27,7 +27,7 @@ pub const DISK_BYTES: u64 = 6 << 30;
 pub fn build_again(profile: &Path, out: &Path, options: &[&str]) -> Result<()> {
     let programs = Programs::from_environment()?;
     let mut command = programs.farhold();
-    command.arg("build").arg(profile).args(["--arch", "x86_64", "--board", "vm", "--offline"]);
+    command.arg("build").arg(profile).args(programs.target()).arg("--offline");
     command.arg("--lock").arg(&programs.lock).arg("--keys").arg(&programs.keys).args(programs.artefacts());
     run(command.arg("--out").arg(out).args(options)).map(drop)
 }

@@ -93,7 +93,7 @@ impl Workshop {
         self.made += 1;
         let (profile, out) = (self.folder.join(PROFILE), self.folder.join(version));
         let lock = self.folder.join(format!("{version}.lock"));
-        let target = ["--arch", "x86_64", "--board", "vm"];
+        let target = self.programs.target();
         let mut command = self.programs.farhold();
         command.arg("lock").arg(&profile).args(target).arg("--out").arg(&lock);
         run(command.args(self.programs.artefacts()))?;

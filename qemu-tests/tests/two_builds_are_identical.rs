@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
+use qemu_tests::programs::Programs;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -52,7 +53,7 @@ fn two_builds_are_identical() {
     {
         fs::copy(from, path(to)).unwrap();
     }
-    fs::copy(build.join("edge-minimal.lock"), path("lock")).unwrap();
+    fs::copy(first.with_extension("lock"), path("lock")).unwrap();
     let as_root = nix::unistd::geteuid().is_root();
     if as_root {
         run(Command::new("chown").args(["-R", &NOBODY.to_string()]).arg(work.path()));
@@ -65,7 +66,8 @@ fn two_builds_are_identical() {
         .env("FARHOLD_CACHE", path("cache"))
         .arg("build")
         .arg(path("recipes/profiles/edge-minimal.yaml"))
-        .args(["--arch", "x86_64", "--board", "vm", "--offline", "--lock"])
+        .args(Programs::from_environment().unwrap().target())
+        .args(["--offline", "--lock"])
         .arg(path("lock"))
         .arg("--keys")
         .arg(path("keys"))
