@@ -67,8 +67,24 @@ fn mirrors() -> Result<(String, String)> {
     }
 }
 
-/// The tree `name` of `suite` with the suites of `sources` (archive or security, suite).
+/// The tree `name` with the suites of `sources` (archive or security, suite).
 fn tree(work: &Path, name: &str, postgres: u8, sources: &[(bool, &str)]) -> Result<PathBuf> {
+    let packages = format!("--include={PACKAGES},postgresql-{postgres}");
+    bootstrap(work, name, &["--variant=minbase", &packages], sources)
+}
+
+/// A tree of arm64 packages, unpacked and not configured, which needs no emulation.
+fn foreign(work: &Path, name: &str, sources: &[(bool, &str)]) -> Result<PathBuf> {
+    let options = [
+        "--variant=extract",
+        "--architectures=arm64",
+        "--skip=check/qemu",
+        "--include=libssl3,postgresql-15",
+    ];
+    bootstrap(work, name, &options, sources)
+}
+
+fn bootstrap(work: &Path, name: &str, options: &[&str], sources: &[(bool, &str)]) -> Result<PathBuf> {
     let folder = work.join("trees").join(name);
     if folder.exists() {
         return Ok(folder);
@@ -81,8 +97,7 @@ fn tree(work: &Path, name: &str, postgres: u8, sources: &[(bool, &str)]) -> Resu
     fs::create_dir_all(work.join("trees"))?;
     let suite = sources.first().map_or("stable", |(_, suite)| suite);
     let mut command = Command::new("mmdebstrap");
-    command.args(["--mode=root", "--variant=minbase", "--format=directory"]);
-    command.arg(format!("--include={PACKAGES},postgresql-{postgres}"));
+    command.args(["--mode=root", "--format=directory"]).args(options);
     command.args([
         "--aptopt=APT::Install-Recommends \"false\"",
         "--aptopt=Acquire::Check-Valid-Until \"false\"",
@@ -186,11 +201,15 @@ pub fn files(work: &Path, folder: Option<&Path>) -> Result<Vec<Pair>> {
     }
     let month = [(false, "bookworm"), (false, "bookworm-updates"), (true, "bookworm-security")];
     let trees = (tree(work, "old", 15, &[(false, "bookworm")])?, tree(work, "new", 15, &month)?);
-    for (name, path) in [
-        ("libcrypto", "usr/lib/x86_64-linux-gnu/libcrypto.so.3"),
-        ("postgres", "usr/lib/postgresql/15/bin/postgres"),
+    let arm = (foreign(work, "old-arm64", &[(false, "bookworm")])?, foreign(work, "new-arm64", &month)?);
+    let postgres = "usr/lib/postgresql/15/bin/postgres";
+    for (name, (before, after), path) in [
+        ("libcrypto", &trees, "usr/lib/x86_64-linux-gnu/libcrypto.so.3"),
+        ("postgres", &trees, postgres),
+        ("libcrypto-arm64", &arm, "usr/lib/aarch64-linux-gnu/libcrypto.so.3"),
+        ("postgres-arm64", &arm, postgres),
     ] {
-        let (old, new) = (trees.0.join(path), trees.1.join(path));
+        let (old, new) = (before.join(path), after.join(path));
         found.push(Pair { name: name.to_owned(), old, new, program: true });
     }
     Ok(found)
