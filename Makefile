@@ -18,9 +18,9 @@ ARTEFACTS := --artefact farhold-agent=$(AGENT) --artefact farhold-init=$(INIT)
 IMAGE := $(BUILD)/edge-minimal
 PACKAGES := gcc libc6-dev make apt ca-certificates debian-archive-keyring openssh-client
 
-.PHONY: help demo test test-all bench check setup programs image clean
+.PHONY: help demo test test-all bench check setup programs image clean programs-arm64 programs-x86_64 image-arm64 image-x86_64
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-zA-Z0-9_ $$()-]*:.*## ' $(MAKEFILE_LIST) | sed 's/$$(OTHER)/$(OTHER)/; s/: image-%//' | awk -F ':.*## ' '{printf "make %-25s %s\n", $$1, $$2}'
 
 setup: ## install the few packages that building needs
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | awk '$$1=="installed"{print $$2}' \
@@ -32,6 +32,34 @@ setup: ## install the few packages that building needs
 programs: setup ## build farhold, farhold-agent and farhold-init
 	$(CARGO) build --release --bins
 	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --profile image -p init --target $(HOST) --target-dir $(TARGET)/init
+
+# Programs and images for a processor by its name, whichever this machine has: `make image-arm64`.
+OWN := $(if $(filter aarch64-%,$(HOST)),arm64,x86_64)
+OTHER := $(if $(filter aarch64-%,$(HOST)),x86_64,arm64)
+CROSS_arm64 := aarch64-unknown-linux-gnu aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+CROSS_x86_64 := x86_64-unknown-linux-gnu x86_64-linux-gnu-gcc gcc-x86-64-linux-gnu libc6-dev-amd64-cross
+CROSS := $(firstword $(CROSS_$(OTHER)))
+LINKER := CARGO_TARGET_$(shell echo $(CROSS) | tr a-z- A-Z_)_LINKER=$(word 2,$(CROSS_$(OTHER)))
+programs-$(OTHER) image-$(OTHER) test-all bench: PACKAGES += $(wordlist 3,9,$(CROSS_$(OTHER)))
+
+# The Rust of this machine if it has the other processor's standard library, or rustup can add it; else Debian 13's,
+# which `farhold tools` unpacks into the cache. Nothing foreign is installed.
+programs-$(OTHER): programs ## farhold-agent and farhold-init for the other processor, in target/arm64/
+	@rustc=rustc; \
+	if [ ! -d "$$(rustc --print sysroot)/lib/rustlib/$(CROSS)/lib" ] && ! { command -v rustup >/dev/null && rustup target add $(CROSS); }; then \
+	  rustc="$$($(FARHOLD) tools rust)/rustc" || exit 1; fi; \
+	export RUSTC="$$rustc" $(LINKER); set -x; \
+	$(CARGO) build --release -p agent --bin farhold-agent --target $(CROSS) && \
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --profile image -p init --target $(CROSS) --target-dir $(TARGET)/init
+	install -D -t $(TARGET)/$(OTHER) $(TARGET)/$(CROSS)/release/farhold-agent $(TARGET)/init/$(CROSS)/image/farhold-init
+
+programs-$(OWN): programs
+	install -D -t $(TARGET)/$(OWN) $(AGENT) $(INIT)
+
+image-arm64 image-x86_64: image-%: programs-% ## bake the demo image for that processor, in build/edge-minimal-NAME
+	@$(MAKE) --no-print-directory $(BUILD)/keys
+	$(FARHOLD) lock $(PROFILE) --arch $* --board vm --out $(IMAGE)-$*.lock --store $(TARGET)/$*
+	$(FARHOLD) build $(PROFILE) --arch $* --board vm --lock $(IMAGE)-$*.lock --keys $(BUILD)/keys --out $(IMAGE)-$* --store $(TARGET)/$*
 
 $(BUILD)/keys:
 	@mkdir -p $(BUILD)
@@ -48,8 +76,12 @@ demo: image ## bake an image, boot it under UEFI, show the device's state, updat
 	$(FARHOLD) lab down --dir $(BUILD)/lab
 	$(VM_ENV) $(CARGO) run --release -p qemu-tests --example updates
 
-# What the VM tests look at.
+# What the VM tests look at; they take the processor from the image.
 VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE) FARHOLD=$(CURDIR)/$(FARHOLD) FARHOLD_AGENT=$(CURDIR)/$(AGENT) FARHOLD_INIT=$(CURDIR)/$(INIT)
+OTHER_VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE)-$(OTHER) FARHOLD=$(CURDIR)/$(FARHOLD) \
+  FARHOLD_AGENT=$(CURDIR)/$(TARGET)/$(OTHER)/farhold-agent FARHOLD_INIT=$(CURDIR)/$(TARGET)/$(OTHER)/farhold-init
+# What is tried on the other processor too: boots, verity, both slots, updates with trial and rollback.
+OTHER_TESTS := boots_to_running updates_over_a_slow_link falls_back_to_the_other_release moves_to_the_other_slot two_builds_are_identical
 
 # The tests of the pair run real servers in network namespaces.
 test: PACKAGES += postgresql iproute2 util-linux
@@ -62,8 +94,10 @@ test-all: test ## and the ones that take longer
 	$(CARGO) test --release -p agent --lib -- --ignored --nocapture
 	$(CARGO) test --release -p agent --test ha_site campaign -- --ignored --nocapture
 	$(VM_ENV) $(CARGO) test --release -p qemu-tests --features long -- --test-threads=1
+	@$(MAKE) --no-print-directory image-$(OTHER)
+	time $(OTHER_VM_ENV) $(CARGO) test --release -p qemu-tests --features long $(OTHER_TESTS:%=--test %) -- --test-threads=1
 
-bench: programs ## farhold beside its peers, with ratios
+bench: programs-x86_64 programs-arm64 ## farhold beside its peers, with ratios
 	$(CARGO) bench -p image-builder --bench bake
 	$(CARGO) bench -p image-builder --bench delta
 	$(CARGO) test --release -p agent --test ha_site bench -- --ignored --nocapture

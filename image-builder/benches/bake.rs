@@ -1,9 +1,11 @@
-//! Bakes the same package set with `farhold` and with mkosi and prints ratios: first build, one changed file, unchanged.
+//! Bakes the same package set with `farhold` and with mkosi and prints ratios: first build, one changed file, unchanged;
+//! and the same profile for the other processor beside this machine's.
 //!
 //! Both start from warm package caches and end at a bootable disk image with an EROFS root on dm-verity. mkosi runs in
 //! a Debian 13 tree of its own, made by mmdebstrap, so that the host's versions do not matter. Needs root for mkosi.
 
 use anyhow::{Context, Result, bail, ensure};
+use formats::arch::Arch;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -35,6 +37,7 @@ fn main() -> Result<()> {
     let work = root.join("build/bench-bake");
     fs::create_dir_all(&work)?;
     let bench = Bench { cache: work.join("cache"), root, work };
+    bench.processors()?;
     let (ours, peak) = bench.farhold()?;
     println!(
         "farhold  first {:.1?}  one changed file {:.1?}  unchanged {:.2?}",
@@ -69,6 +72,59 @@ impl Bench {
             run(Command::new("cp").arg("-r").arg(self.root.join(folder)).arg(&copy))?;
         }
         Ok(copy)
+    }
+
+    /// First builds for the two processors, for the board that the profile names: one general kernel each.
+    fn processors(&self) -> Result<()> {
+        let own = Arch::host().context("no images for this machine's processor")?;
+        let mut seconds = Vec::new();
+        for arch in [own].into_iter().chain(Arch::ALL.into_iter().filter(|arch| *arch != own)) {
+            let (took, steps) = self.first_build(arch)?;
+            println!("{arch:7}  first {:.1?}  {steps}", took);
+            seconds.push(took.as_secs_f64());
+        }
+        println!("ratio    foreign to own {:.2} (reach <= 2.50)", seconds[1] / seconds[0]);
+        Ok(())
+    }
+
+    /// Wall-clock time of a build from packages as downloaded, and its steps, the longest first.
+    fn first_build(&self, arch: Arch) -> Result<(Duration, String)> {
+        let farhold = |verb: &str| {
+            let mut command = Command::new(self.root.join("target/release/farhold"));
+            command.env("FARHOLD_CACHE", &self.cache).arg(verb);
+            command
+        };
+        let (lock, keys) = (self.work.join(format!("{arch}.lock")), self.work.join("keys"));
+        let out = self.work.join(format!("out-{arch}"));
+        if !keys.exists() {
+            run(farhold("keys").arg("new").arg(&keys))?;
+        }
+        let programs = self.root.join("target").join(arch.name());
+        ensure!(programs.exists(), "{} is missing: run `make programs-{arch}` first", programs.display());
+        let profile = self.root.join(PROFILE);
+        let options = ["--arch", arch.name()];
+        run(farhold("lock")
+            .arg(&profile)
+            .args(options)
+            .arg("--store")
+            .arg(&programs)
+            .arg("--out")
+            .arg(&lock))?;
+        forget_steps(&self.cache)?;
+        let mut command = farhold("build");
+        command.arg(&profile).args(options).arg("--lock").arg(&lock).arg("--keys").arg(&keys).arg("--out");
+        let took = timed(command.arg(&out))?;
+        let facts: serde_json::Value = serde_json::from_slice(&fs::read(out.join("build.json"))?)?;
+        let steps = facts["steps"].as_array().context("build.json has no steps")?;
+        let mut steps: Vec<(f64, &str)> = steps
+            .iter()
+            .filter_map(|step| Some((step["seconds"].as_f64()?, step["step"].as_str()?)))
+            .collect();
+        steps.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let steps: Vec<String> =
+            steps.iter().map(|(seconds, step)| format!("{step} {seconds:.1} s")).collect();
+        fs::remove_dir_all(&out)?;
+        Ok((took, steps.join(", ")))
     }
 
     fn farhold(&self) -> Result<(Times, u64)> {
