@@ -32,6 +32,7 @@ setup: ## install the few packages that building needs
 programs: setup ## build farhold, farhold-agent and farhold-init
 	$(CARGO) build --release --bins
 	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --profile image -p init --target $(HOST) --target-dir $(TARGET)/init
+	install -D -t $(TARGET)/$(OWN) $(AGENT) $(INIT)
 
 # Programs and images for a processor by its name, whichever this machine has: `make image-arm64`.
 OWN := $(if $(filter aarch64-%,$(HOST)),arm64,x86_64)
@@ -54,7 +55,6 @@ programs-$(OTHER): programs ## farhold-agent and farhold-init for the other proc
 	install -D -t $(TARGET)/$(OTHER) $(TARGET)/$(CROSS)/release/farhold-agent $(TARGET)/init/$(CROSS)/image/farhold-init
 
 programs-$(OWN): programs
-	install -D -t $(TARGET)/$(OWN) $(AGENT) $(INIT)
 
 image-arm64 image-x86_64: image-%: programs-% ## bake the demo image for that processor, in build/edge-minimal-NAME
 	@$(MAKE) --no-print-directory $(BUILD)/keys

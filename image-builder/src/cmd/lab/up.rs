@@ -114,16 +114,20 @@ impl UpCmd {
             }
         };
         let (lock, out) = (below.join("lock.json"), below.join("out"));
-        farhold(|command| self.common(command.arg("lock").arg(&self.what).arg("--out").arg(&lock)))?;
+        farhold(|command| {
+            let command = command.arg("lock").arg(&self.what).args(["--arch", arch.name()]);
+            self.common(command.arg("--out").arg(&lock), arch)
+        })?;
         farhold(|command| {
             let command = command.arg("build").arg(&self.what).args(["--arch", arch.name()]);
-            self.common(command.arg("--lock").arg(&lock).arg("--keys").arg(&keys).arg("--out").arg(&out))
+            let command = command.arg("--lock").arg(&lock).arg("--keys").arg(&keys);
+            self.common(command.arg("--out").arg(&out), arch)
         })?;
         Ok(out.join("disk.img"))
     }
 
     /// Options that `lock` and `build` share.
-    fn common<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+    fn common<'a>(&self, command: &'a mut Command, arch: Arch) -> &'a mut Command {
         command.args(["--board", &self.board]);
         for set in &self.set {
             command.args(["--set", set]);
@@ -134,13 +138,20 @@ impl UpCmd {
         let given =
             |name: &str| self.artefact.iter().any(|a| a.split_once('=').is_some_and(|(n, _)| n == name));
         for name in BESIDE.into_iter().filter(|name| !given(name)) {
-            let path = std::env::current_exe().ok().map(|own| own.with_file_name(name));
-            if let Some(path) = path.filter(|path| path.is_file()) {
+            if let Some(path) = beside(name, arch) {
                 command.arg("--artefact").arg(format!("{name}={}", path.display()));
             }
         }
         command
     }
+}
+
+/// A program of the device: in the folder of its processor that `make programs-NAME` fills, or beside this program.
+fn beside(name: &str, arch: Arch) -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    let folder = own.parent()?;
+    let places = [folder.parent()?.join(arch.name()).join(name), folder.join(name)];
+    places.into_iter().find(|path| path.is_file())
 }
 
 /// Runs this program with other arguments, its words and progress shown.
