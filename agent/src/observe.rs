@@ -99,6 +99,13 @@ pub fn rss_bytes() -> u64 {
     pages * page.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(4096)
 }
 
+/// Most memory that this process ever had resident, bytes; 0 if the kernel does not tell.
+pub fn peak_rss_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB"));
+    kib.and_then(|kib| kib.trim().parse::<u64>().ok()).map_or(0, |kib| kib << 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +119,7 @@ mod tests {
 
     #[test]
     fn own_memory_is_told() {
-        assert!((1 << 20..1 << 32).contains(&rss_bytes()));
+        let (now, peak) = (rss_bytes(), peak_rss_bytes());
+        assert!((1 << 20..1 << 32).contains(&now) && peak >= 1 << 20, "{now}, {peak}");
     }
 }

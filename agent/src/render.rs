@@ -1,7 +1,7 @@
 //! Status and reasons as text for people: one screen, worst first. Pure.
 
 use formats::boot::StateFacts;
-use formats::status::{AgentState, EventLine, Finding, Severity, Status, UpdateStatus, Why};
+use formats::status::{AgentState, EventLine, Finding, Severity, Status, UpdateCost, UpdateStatus, Why};
 use std::fmt::Write;
 
 /// Events that fit on a screen.
@@ -55,6 +55,15 @@ fn update(update: &UpdateStatus) -> String {
     }
     if let Some(last) = &update.last {
         text.push_str(&format!("\n          {last}"));
+    }
+    if let Some(UpdateCost { slot_bytes, esp_bytes, staged_bytes, peak_rss_bytes }) = update.cost {
+        text.push_str(&format!(
+            "\n          written: {} KiB to the slot, {} to the ESP, {} to /var; at most {} KiB of memory",
+            slot_bytes >> 10,
+            esp_bytes >> 10,
+            staged_bytes >> 10,
+            peak_rss_bytes >> 10
+        ));
     }
     text
 }

@@ -245,7 +245,11 @@ impl Agent {
         }
         let Some(state) = &self.state else { return Ok(()) };
         let text = match request.word.as_str() {
-            "status" => serde_json::to_string(&state.status(boot_ms(), observe::rss_bytes())),
+            "status" => {
+                let mut status = state.status(boot_ms(), observe::rss_bytes());
+                status.agent_peak_rss_bytes = observe::peak_rss_bytes();
+                serde_json::to_string(&status)
+            }
             "why" => serde_json::to_string(&state.why()),
             word => serde_json::to_string(&json!({
                 "error": format!("unknown word `{}`, must be `status`, `why`, `update plan`, `update now`, `commit` or `rollback`", word.escape_debug())

@@ -289,6 +289,7 @@ impl State {
             uptime_ms: now_ms,
             ready_ms: self.ready_ms,
             agent_rss_bytes: rss_bytes,
+            agent_peak_rss_bytes: 0,
             findings: self.findings(),
             update: self.update.as_ref().map(|view| view.status.clone()),
             ha: self.look.ha.clone(),

@@ -134,7 +134,8 @@ impl Catalogue {
     pub fn check(&self, manifest: &Manifest) -> Result<(), CatalogueError> {
         check_all(&self.payloads, &manifest.targets).map_err(CatalogueError::Document)?;
         for payload in self.payloads.iter().filter_map(Entry::known) {
-            let (is, own) = (payload.object.fetch_bytes(), own_bytes(manifest, payload.target));
+            let is = payload.kind.fetch_bytes(&payload.object);
+            let own = own_bytes(manifest, payload.target);
             if is >= own {
                 return Err(CatalogueError::NotSmaller { object: payload.object.id, is, own });
             }
@@ -195,11 +196,12 @@ pub struct Way<'a> {
     pub payload: Option<&'a Payload>,
     /// The object to fetch.
     pub object: ObjectRef,
-    /// Its bytes, hash file included.
+    /// Its bytes, hash file included; of an adaptive payload the fewest.
     pub fetch_bytes: u64,
 }
 
-/// The ways to the target at `position` that a device can go, fewest bytes first. `has` says whether it has a source of a
+/// The ways to the target at `position` that a device can go, fewest bytes first, adaptive payloads before the first way
+/// that needs no base. `has` says whether it has a source of a
 /// delta. When one fails (base differs, object is not there, payload is damaged), the next one is tried; the last needs
 /// nothing but the release itself.
 pub fn ways<'a>(
@@ -212,10 +214,13 @@ pub fn ways<'a>(
     let added = catalogue.map_or(&[][..], |catalogue| &catalogue.payloads);
     let payloads = manifest.payloads.iter().chain(added).filter_map(Entry::known);
     let can = |payload: &&Payload| match &payload.kind {
-        PayloadKind::Full { .. } => true,
+        PayloadKind::Full { .. } | PayloadKind::Adaptive { .. } => true,
         PayloadKind::Delta { base } => base.iter().all(has),
     };
-    let way = |payload, object: ObjectRef| Way { payload, object, fetch_bytes: object.fetch_bytes() };
+    let way = |payload: Option<&'a Payload>, object: ObjectRef| {
+        let fewest = payload.map(|payload| payload.kind.fetch_bytes(&object));
+        Way { payload, object, fetch_bytes: fewest.unwrap_or_else(|| object.fetch_bytes()) }
+    };
     let mut found: Vec<Way<'_>> = payloads
         .filter(|payload| payload.target == position)
         .filter(can)
@@ -225,5 +230,11 @@ pub fn ways<'a>(
     // Stable: of equal ones the manifest's come first.
     found.sort_by_key(|way| way.fetch_bytes);
     found.dedup_by_key(|way| way.object.id);
-    found
+    // What an adaptive payload takes shows only when its index is there: less than without a base, more than a delta.
+    let adaptive = |way: &Way<'_>| way.payload.is_some_and(|payload| payload.kind.is_adaptive());
+    let (adaptive, mut rest): (Vec<_>, Vec<_>) = found.into_iter().partition(adaptive);
+    let without_base = |way: &Way<'_>| way.payload.is_none_or(|payload| payload.kind.needs_no_base());
+    let at = rest.iter().position(without_base).unwrap_or(rest.len());
+    rest.splice(at..at, adaptive);
+    rest
 }

@@ -45,6 +45,12 @@ pub struct UpdateSettings {
     pub channel: u8,
 }
 
+/// File on the state partition that names the device's site, since one image serves many: one line of at most
+/// [`SITE_MAX`] bytes.
+pub const SITE: &str = "/var/lib/farhold/site";
+/// Longest name of a site, bytes.
+pub const SITE_MAX: usize = 64;
+
 /// One layer as built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceLayer {

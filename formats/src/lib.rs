@@ -11,6 +11,7 @@
 //! - [`object`]: bytes named by a hash, verified block by block
 //! - [`keys`], [`roles`]: who may sign what, and how that changes
 //! - [`frame`], [`manifest`], [`payload`]: what a release says, signed; [`catalogue`]: payloads added later, and the choice
+//! - [`blocks`]: the index of a payload from which a device fetches only what it lacks
 //! - [`document`]: the rules that all CBOR documents share; [`repository`]: under which names all of it is found
 //! - [`trust`]: what a device decides about an announcement
 //! - [`delta`]: deltas between images: container, pointer models, decoder (no I/O of its own)
@@ -18,6 +19,7 @@
 //! - [`status`]: what the agent reports
 
 pub mod arch;
+pub mod blocks;
 pub mod boot;
 pub mod bootargs;
 pub mod catalogue;

@@ -84,6 +84,38 @@ pub enum PayloadKind {
         /// The old image: these one after the other, each at a multiple of [`SOURCE_ALIGNMENT`], zeros between.
         base: Vec<Source>,
     },
+    /// Packed units behind an index of pages ([`crate::blocks`]), of which a device fetches what it does not have.
+    Adaptive {
+        /// Bytes of the index, which is fetched first.
+        index_bytes: u64,
+    },
+}
+
+impl PayloadKind {
+    /// Whether what a device fetches of it depends on what it has.
+    pub fn is_adaptive(&self) -> bool {
+        match self {
+            Self::Adaptive { .. } => true,
+            Self::Full { .. } | Self::Delta { .. } => false,
+        }
+    }
+    /// Whether all devices fetch the same, whatever they have.
+    pub fn needs_no_base(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Adaptive { .. } | Self::Delta { .. } => false,
+        }
+    }
+    /// Fewest bytes that a device fetches of `object` for a payload of this kind, hash lists counted; all of it but for an
+    /// adaptive one.
+    pub fn fetch_bytes(&self, object: &ObjectRef) -> u64 {
+        match self {
+            Self::Full { .. } | Self::Delta { .. } => object.fetch_bytes(),
+            Self::Adaptive { index_bytes } => {
+                (object.fetch_bytes() - object.geometry.length()).saturating_add(*index_bytes)
+            }
+        }
+    }
 }
 
 /// Something that a device has and a delta reads.
@@ -127,6 +159,7 @@ pub fn source_offsets(base: &[Source]) -> Vec<u64> {
 
 const KIND_FULL: i64 = 1;
 const KIND_DELTA: i64 = 2;
+const KIND_ADAPTIVE: i64 = 3;
 const SOURCE_SLOT: u64 = 1;
 const SOURCE_OBJECT: u64 = 2;
 
@@ -146,6 +179,17 @@ pub(crate) fn check_all(payloads: &[Entry<Payload>], targets: &[Entry<Target>]) 
                 if base.is_empty() || base.len() > MAX_SOURCES {
                     let must = format!("must have 1 to {MAX_SOURCES} sources");
                     return value(PAYLOAD, "base", format!("{} sources", base.len()), must);
+                }
+            }
+            PayloadKind::Adaptive { index_bytes } => {
+                let bytes = payload.object.geometry.length();
+                if *index_bytes == 0 || *index_bytes >= bytes {
+                    return value(
+                        PAYLOAD,
+                        "index",
+                        index_bytes,
+                        format!("must be 1 to {}", bytes.saturating_sub(1)),
+                    );
                 }
             }
         }
@@ -274,6 +318,9 @@ impl Payload {
             PayloadKind::Delta { base } => write_object(KIND_DELTA, &self.object)
                 .uint(4, self.target)
                 .raw(6, document::list(base.iter().map(Source::write))),
+            PayloadKind::Adaptive { index_bytes } => {
+                write_object(KIND_ADAPTIVE, &self.object).uint(4, self.target).uint(7, *index_bytes)
+            }
         }
         .finish(&self.ignored)
     }
@@ -281,11 +328,11 @@ impl Payload {
     pub(crate) fn parse(reader: &mut Reader<'_>) -> Result<Entry<Self>, DocumentError> {
         let start = reader.position();
         let kind = reader.peek_kind(PAYLOAD)?;
-        if kind != KIND_FULL && kind != KIND_DELTA {
+        if ![KIND_FULL, KIND_DELTA, KIND_ADAPTIVE].contains(&kind) {
             return Ok(Entry::Ignored(reader.raw()?.to_vec()));
         }
         let mut object = ObjectFields::default();
-        let (mut target, mut window_log, mut base) = (None, None, None);
+        let (mut target, mut window_log, mut base, mut index) = (None, None, None, None);
         let ignored = reader.map(PAYLOAD, |reader, key| {
             match (kind, key) {
                 (_, 0) => {
@@ -293,6 +340,7 @@ impl Payload {
                 }
                 (_, 4) => target = Some(reader.uint("target")?),
                 (KIND_FULL, 5) => window_log = Some(reader.uint("window")?),
+                (KIND_ADAPTIVE, 7) => index = Some(reader.uint("index")?),
                 (KIND_DELTA, 6) => base = Some(reader.list("base", MAX_SOURCES, Source::parse)?),
                 _ => return object.field(reader, PAYLOAD, key),
             }
@@ -300,6 +348,8 @@ impl Payload {
         })?;
         let kind = if kind == KIND_FULL {
             PayloadKind::Full { window_log: need(window_log, PAYLOAD, "window")? }
+        } else if kind == KIND_ADAPTIVE {
+            PayloadKind::Adaptive { index_bytes: need(index, PAYLOAD, "index")? }
         } else {
             // A base that this reader cannot find: as if the kind of payload were unknown.
             let Some(base) = need(base, PAYLOAD, "base")?.into_iter().collect() else {

@@ -50,6 +50,9 @@ pub struct Status {
     pub ready_ms: u64,
     /// Resident memory of the agent, bytes.
     pub agent_rss_bytes: u64,
+    /// Most that it was since the agent started, bytes.
+    #[serde(default)]
+    pub agent_peak_rss_bytes: u64,
     /// What an operator should know, worst first.
     pub findings: Vec<Finding>,
     /// The update in progress and what became of the last one; `None` before the agent has looked.
@@ -111,6 +114,22 @@ pub struct UpdateStatus {
     pub last: Option<String>,
     /// Whether the other slot holds a system to go back to.
     pub can_roll_back: bool,
+    /// What the last update took, or the one on trial takes.
+    #[serde(default)]
+    pub cost: Option<UpdateCost>,
+}
+
+/// What an update takes of a device, counted by the agent that installed it, since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateCost {
+    /// Bytes written to the partitions of the other slot.
+    pub slot_bytes: u64,
+    /// Bytes written to files on the ESP.
+    pub esp_bytes: u64,
+    /// Bytes written to where objects are staged on the state partition.
+    pub staged_bytes: u64,
+    /// Most memory that the agent had resident, bytes.
+    pub peak_rss_bytes: u64,
 }
 
 /// State of the agent.

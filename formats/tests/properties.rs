@@ -76,7 +76,18 @@ fn payload_kind() -> impl Strategy<Value = PayloadKind> {
     prop_oneof![
         (10u8..=23).prop_map(|window_log| PayloadKind::Full { window_log }),
         prop::collection::vec(source, 1..=4).prop_map(|base| PayloadKind::Delta { base }),
+        (1u64..1 << 40).prop_map(|index_bytes| PayloadKind::Adaptive { index_bytes }),
     ]
+}
+
+/// As a document may have it: the index is shorter than the payload.
+fn fitting(kind: PayloadKind, object: &ObjectRef) -> PayloadKind {
+    match kind {
+        PayloadKind::Adaptive { index_bytes } => {
+            PayloadKind::Adaptive { index_bytes: 1 + index_bytes % (object.geometry.length() - 1) }
+        }
+        PayloadKind::Full { .. } | PayloadKind::Delta { .. } => kind,
+    }
 }
 
 prop_compose! {
@@ -98,6 +109,7 @@ prop_compose! {
         targets.extend(contents.into_iter().map(|(name, object)| known(object, TargetKind::Content { name })));
         let payloads = payloads.into_iter().map(|(object, target, kind)| {
             let target = target.index(targets.len()) as u16;
+            let kind = fitting(kind, &object);
             Entry::Known(Payload { target, object, kind, ignored: Default::default() })
         }).collect();
         let (product, board, version, profile) = names;
@@ -169,6 +181,7 @@ proptest! {
         manifest in manifest(), kinds in prop::collection::vec((object(), payload_kind()), 0..8), has in any::<bool>(),
     ) {
         let added = kinds.into_iter().map(|(object, kind)| {
+            let kind = fitting(kind, &object);
             Entry::Known(Payload { target: 0, object, kind, ignored: Default::default() })
         });
         let id = Digest([1; 32]);
@@ -179,14 +192,18 @@ proptest! {
         prop_assert_eq!(opened.is_ok(), catalogue.check(&manifest).is_ok());
         let used = opened.as_ref().ok();
         let found = ways(&manifest, used, 0, &|_| has);
-        prop_assert!(found.is_sorted_by_key(|way| way.fetch_bytes));
+        let adaptive = |way: &formats::catalogue::Way<'_>| way.payload.is_some_and(|p| p.kind.is_adaptive());
+        let fixed: Vec<_> = found.iter().filter(|way| !adaptive(way)).collect();
+        prop_assert!(fixed.is_sorted_by_key(|way| way.fetch_bytes));
+        prop_assert!(!adaptive(found.last().unwrap()), "the last way is certain");
         prop_assert!(found.iter().any(|way| way.payload.is_none()));
         let base = |way: &&formats::catalogue::Way<'_>| {
             matches!(way.payload.map(|payload| &payload.kind), Some(PayloadKind::Delta { .. }))
         };
         prop_assert!(has || found.iter().filter(base).count() == 0);
         // What the catalogue adds is smaller than what the device would have fetched without it.
-        let without = ways(&manifest, None, 0, &|_| false)[0].fetch_bytes;
+        let own = ways(&manifest, None, 0, &|_| false);
+        let without = own.iter().find(|way| !adaptive(way)).unwrap().fetch_bytes;
         let added = |way: &&formats::catalogue::Way<'_>| {
             used.is_some_and(|used| used.payloads.iter().any(|entry| entry.known() == way.payload))
         };

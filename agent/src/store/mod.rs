@@ -214,4 +214,6 @@ fn damaged(at: usize, what: String) -> rusqlite::Error {
 }
 
 #[cfg(test)]
+mod cuts;
+#[cfg(test)]
 mod tests;

@@ -1,7 +1,8 @@
-//! Makes a target out of a staged object: as it is, decompressed, or as a delta to what runs. Streams; what comes out is bounded by the target's
-//! length, and proved by whoever takes it.
+//! Makes a target out of a staged object: as it is, decompressed, as a delta to what runs, or out of the units that the
+//! running slot lacks. Streams; what comes out is bounded by the target's length, and proved by whoever takes it.
 
 use crate::io::disk::Disk;
+use crate::update::adaptive;
 use crate::update::carrier::Failure;
 use crate::update::plan::{Method, Way};
 use crate::update::staging::{Staging, Unreadable};
@@ -35,8 +36,13 @@ pub fn decode<D: Disk>(
             let old = Base { disk, bytes: *base_bytes };
             delta(way, &old, staging, length, out)
         }
-        (Method::Delta { .. }, None) => {
-            Err(Failure::new(Fault::Damaged, "a delta needs a base, which is not here"))
+        (Method::Adaptive { index_bytes, .. }, Some(disk)) => {
+            let mut staging = staging;
+            let index = adaptive::index(&mut staging, *index_bytes, length)?;
+            adaptive::decode(&index, disk.as_ref(), &mut staging, out)
+        }
+        (Method::Adaptive { .. } | Method::Delta { .. }, None) => {
+            Err(Failure::new(Fault::Damaged, "this payload needs a base, which is not here"))
         }
     }
 }
@@ -145,7 +151,7 @@ fn stream<D: Disk>(
     let staging = &mut staging;
     let mut reader = Blocks { staging, next: 0, block: Vec::new(), at: 0, failed: &mut unreadable };
     let done = match way.method {
-        Method::Plain | Method::Delta { .. } => copy(&mut reader, length, out),
+        Method::Plain | Method::Delta { .. } | Method::Adaptive { .. } => copy(&mut reader, length, out),
         Method::Zstd { window_log } => {
             let decoder =
                 zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(64 << 10, &mut reader));

@@ -1,9 +1,9 @@
-//! Performs the effects of `step` on a thread of its own and reports back with events. Decides nothing.
+//! Performs the effects of `step` on threads of its own and reports back with events. Decides nothing.
 
 use crate::io::clock::boot_ms;
-use crate::update::carrier::{self, Carrier, Failure, Tally};
+use crate::update::carrier::{self, Carrier, Failure, Tagged, Tally};
 use crate::update::fetch::{Control, Interval};
-use crate::update::health;
+use crate::update::health::{self, Attempts};
 use crate::update::install::{self, Failed, Platform, Work};
 use crate::update::machine::Machine;
 use crate::update::slot::VerifiedSlot;
@@ -17,6 +17,7 @@ use formats::frame::{MAX_FRAME_BYTES, Scope, target_tag};
 use formats::hex::Digest;
 use formats::repository;
 use formats::roles::MAX_CHAIN_BYTES;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -36,41 +37,46 @@ pub struct Surroundings {
     pub running: Digest,
     /// Product, board, processor.
     pub target: (String, String, Arch),
+    /// Whom announcements may be for.
+    pub scopes: Vec<Scope>,
     /// Channel that is followed.
     pub channel: u8,
     /// Declared checks.
     pub checks: Vec<HealthCheck>,
 }
 
-/// The engine's thread, seen from the loop.
+/// The engine's threads, seen from the loop.
 pub struct Engine {
-    send: mpsc::Sender<Effect>,
+    /// Jobs, checks, entries: one after the other.
+    jobs: mpsc::Sender<Effect>,
+    /// Looks at sources: a fetch that takes days must not keep an operator with a stick waiting.
+    looks: mpsc::Sender<Effect>,
     /// The job that is wanted; others end.
     wanted: Arc<AtomicU32>,
 }
 
 impl Engine {
-    /// Starts the thread.
+    /// Starts the threads.
     ///
     /// # Errors
-    /// If there is none to be had.
+    /// If there are none to be had.
     pub fn start(surroundings: Surroundings, events: Sender<Event>) -> Result<Self> {
-        let (send, effects) = mpsc::channel();
         let wanted = Arc::new(AtomicU32::new(0));
-        let mut worker = Worker { surroundings, events, wanted: wanted.clone(), verified: None };
-        let thread = std::thread::Builder::new().name("update".into()).stack_size(STACK);
-        thread
-            .spawn(move || {
-                for effect in effects {
-                    worker.perform(effect);
-                }
-            })
-            .context("start the update thread")?;
-        Ok(Self { send, wanted })
+        let worker = || Worker {
+            surroundings: surroundings.clone(),
+            events: events.clone(),
+            wanted: wanted.clone(),
+            verified: None,
+            attempts: Attempts::default(),
+            seen: BTreeMap::new(),
+        };
+        let (jobs, looks) = (start("update", worker())?, start("look", worker())?);
+        Ok(Self { jobs, looks, wanted })
     }
 
     /// Hands over an effect.
     pub fn perform(&self, effect: Effect) {
+        let mut lane = &self.jobs;
         match &effect {
             Effect::Fetch(job, _)
             | Effect::Install(job, _)
@@ -79,16 +85,16 @@ impl Engine {
                 self.wanted.store(*job, Ordering::Relaxed);
             }
             Effect::Cancel => self.wanted.store(0, Ordering::Relaxed),
-            Effect::ReadAnnouncement(_)
-            | Effect::ReadRoots(..)
-            | Effect::ReadManifest(..)
-            | Effect::Baseline
+            Effect::ReadAnnouncements(_) | Effect::ReadRoots(..) | Effect::ReadManifest(..) => {
+                lane = &self.looks;
+            }
+            Effect::Baseline
             | Effect::Probe(_)
             | Effect::Entry(..)
             | Effect::Restart(_)
             | Effect::Discard => {}
         }
-        if self.send.send(effect).is_err() {
+        if lane.send(effect).is_err() {
             tracing::error!("the update thread has ended; restart the agent");
         }
     }
@@ -100,6 +106,22 @@ struct Worker {
     wanted: Arc<AtomicU32>,
     /// Proof from an installation in this boot.
     verified: Option<VerifiedSlot>,
+    /// Checks that hang.
+    attempts: Attempts,
+    /// Announcements as they were when last looked at, by address.
+    seen: BTreeMap<String, Tagged>,
+}
+
+fn start(name: &str, mut worker: Worker) -> Result<mpsc::Sender<Effect>> {
+    let (send, effects) = mpsc::channel();
+    let thread = std::thread::Builder::new().name(name.into()).stack_size(STACK);
+    let run = move || {
+        for effect in effects {
+            worker.perform(effect);
+        }
+    };
+    thread.spawn(run).with_context(|| format!("start the {name} thread"))?;
+    Ok(send)
 }
 
 /// Reports of one job.
@@ -139,12 +161,14 @@ impl Worker {
     fn perform(&mut self, effect: Effect) {
         tracing::debug!(?effect, "update");
         let event = match effect {
-            Effect::ReadAnnouncement(source) => report(self.announcement(&source).map(Event::Announcement)),
-            Effect::ReadRoots(source, frame) => {
+            Effect::ReadAnnouncements(source) => {
+                report(self.announcements(&source).map(Event::Announcements))
+            }
+            Effect::ReadRoots(source, frames) => {
                 let read = open(&source).and_then(|mut c| {
                     c.whole(repository::ROOTS, MAX_CHAIN_BYTES as u64, &mut Tally::default())
                 });
-                report(read.map(|roots| Event::Roots(roots, frame)))
+                report(read.map(|roots| Event::Roots(roots, frames)))
             }
             Effect::ReadManifest(source, id, bytes) => {
                 report(self.offered(&source, id, bytes).map(|offered| Event::Manifest(Box::new(offered))))
@@ -160,7 +184,9 @@ impl Worker {
             }),
             Effect::Enter(job, attempt) => self.job(job, Part::Uki, |worker, work| {
                 let slot = worker.proof(work, &attempt)?;
-                install::enter(work, &attempt, &slot).map(|()| Event::Entered(job))
+                install::enter(work, &attempt, &slot)?;
+                let cost = worker.surroundings.machine.written.cost(crate::observe::peak_rss_bytes());
+                Ok(Event::Entered(job, cost))
             }),
             Effect::VerifyOther(job) => self.other(job),
             Effect::Baseline => Event::Baseline(self.failing()),
@@ -219,15 +245,38 @@ impl Worker {
             .map_err(|error| (Part::Slot, Failure::new(Fault::Incomplete, format!("{error:#}"))))
     }
 
-    fn announcement(&self, source: &str) -> Result<Vec<u8>, Failure> {
+    /// What the source announces to everybody, to this site and to this device; for a folder of one release, that.
+    fn announcements(&mut self, source: &str) -> Result<Vec<Vec<u8>>, Failure> {
         let mut carrier = open(source)?;
         let (product, board, arch) = &self.surroundings.target;
         let tag = target_tag(product, board, *arch);
-        let name = repository::announcement(&tag, self.surroundings.channel, Scope::All);
-        let mut whole = |name: &str| carrier.whole(name, MAX_FRAME_BYTES as u64, &mut Tally::default());
-        match whole(&name) {
-            Err(failure) if failure.fault == Fault::Absent => whole(repository::ANNOUNCE),
-            other => other,
+        let channel = self.surroundings.channel;
+        let scopes = self.surroundings.scopes.iter();
+        let mut names: Vec<String> =
+            scopes.map(|scope| repository::announcement(&tag, channel, *scope)).collect();
+        names.push(repository::ANNOUNCE.to_owned());
+        let (mut found, mut absent) = (Vec::new(), None);
+        for name in names {
+            if name == repository::ANNOUNCE && !found.is_empty() {
+                break;
+            }
+            let address = format!("{source} {name}");
+            let known = self.seen.get(&address);
+            match carrier.changed(&name, MAX_FRAME_BYTES as u64, known, &mut Tally::default()) {
+                Ok(tagged) => {
+                    found.push(tagged.bytes.clone());
+                    self.seen.insert(address, tagged);
+                }
+                Err(failure) if failure.fault == Fault::Absent => {
+                    self.seen.remove(&address);
+                    absent = Some(failure);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        match absent {
+            Some(failure) if found.is_empty() => Err(failure),
+            Some(_) | None => Ok(found),
         }
     }
 
@@ -265,14 +314,13 @@ impl Worker {
         Event::OtherVerified(job, found)
     }
 
-    fn probe(&self, names: &[String]) -> Vec<(String, Result<(), String>)> {
+    fn probe(&mut self, names: &[String]) -> Vec<(String, Result<(), String>)> {
         let named = self.surroundings.checks.iter().filter(|check| names.contains(&check.name));
-        let attempt =
-            |check: &HealthCheck| health::attempt(&check.probe).map_err(|error| format!("{error:#}"));
-        named.map(|check| (check.name.clone(), attempt(check))).collect()
+        let results = self.attempts.all(named, health::HANGS).into_iter();
+        results.map(|(name, result)| (name, result.map_err(|error| format!("{error:#}")))).collect()
     }
 
-    fn failing(&self) -> Vec<String> {
+    fn failing(&mut self) -> Vec<String> {
         let names: Vec<String> = self.surroundings.checks.iter().map(|check| check.name.clone()).collect();
         let failed = self.probe(&names).into_iter().filter(|(_, result)| result.is_err());
         failed.map(|(name, _)| name).collect()

@@ -3,7 +3,7 @@
 //! FAT orders nothing: a rename may leave both names or neither, a removal a name whose clusters are partly free. So an
 //! entry is written in place with a blank first sector, which makes it no program that systemd-boot would list, and
 //! that one sector comes last; it goes the other way round. Names are changed for counters only. Knows nothing of what
-//! entries mean. See docs/decisions/0040 for what was measured.
+//! entries mean. See docs/decisions/0020 for what was measured.
 
 use crate::io::disk::{BlockDevice, Disk};
 use anyhow::{Context, Result, ensure};
@@ -12,6 +12,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where it is mounted.
 const MOUNT: &str = "/run/farhold/esp-rw";
@@ -19,6 +21,8 @@ const MOUNT: &str = "/run/farhold/esp-rw";
 pub const HEAD: usize = 512;
 /// A new file is so long from the start, so that its first sector has a place.
 const FIRST: usize = 4096;
+/// Where firmware looks for it (UEFI 2.10, section 3.5.1.1).
+const BOOT_LOADERS: [&str; 2] = ["EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/BOOTAA64.EFI"];
 /// Most names read from a folder; a damaged FAT can show files without end.
 const NAMES_MAX: usize = 256;
 
@@ -31,7 +35,9 @@ pub trait Esp {
     fn names(&mut self) -> Result<Vec<String>>;
     /// Opens an entry to read it.
     fn open(&mut self, name: &str) -> Result<Box<dyn Disk>>;
-    /// Bytes that are free.
+    /// The boot loader that firmware starts without a variable.
+    fn boot_loader(&mut self) -> Result<Box<dyn Disk>>;
+    /// Bytes that are free, or that [`Esp::begin`] frees: what a repair of the file system left behind.
     fn free(&mut self) -> Result<u64>;
     /// Removes all names of one release; they may be names of one file.
     fn remove(&mut self, names: &[String]) -> Result<()>;
@@ -53,8 +59,12 @@ pub trait Esp {
 pub struct Folder {
     root: PathBuf,
     new: Option<New>,
-    mounted: bool,
+    /// Held while it is mounted: all threads mount in one place.
+    mounted: Option<MutexGuard<'static, ()>>,
+    written: Arc<AtomicU64>,
 }
+
+static MOUNTED: Mutex<()> = Mutex::new(());
 
 /// An entry that is being written.
 struct New {
@@ -70,19 +80,30 @@ impl Folder {
     /// # Errors
     /// The kernel's; an ESP that can only be read is an error too.
     pub fn mount(device: &str) -> Result<Self> {
+        let guard = MOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
         fs::create_dir_all(MOUNT).with_context(|| format!("make {MOUNT}"))?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
         // What is written is read back, so an old fault elsewhere on the ESP need not stop an update.
         mount(Some(device), MOUNT, Some("vfat"), flags, Some("errors=continue,umask=0077"))
             .with_context(|| format!("mount the ESP {device}"))?;
         let mut folder = Self::at(Path::new(MOUNT));
-        folder.mounted = true;
+        folder.mounted = Some(guard);
         Ok(folder)
     }
 
     /// An ESP whose root is this folder.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), new: None, mounted: false }
+        Self { root: root.to_owned(), new: None, mounted: None, written: Arc::default() }
+    }
+
+    /// Counts what is written to files.
+    pub fn counted(mut self, written: &Arc<AtomicU64>) -> Self {
+        self.written = written.clone();
+        self
+    }
+
+    fn count(&self, bytes: usize) {
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -115,6 +136,21 @@ impl Folder {
         Ok(names)
     }
 
+    /// What a repair of the file system left: clusters that belonged to no file, `FSCK0000.REC` and on.
+    fn recovered(&self) -> Result<Vec<(PathBuf, u64)>> {
+        let what = || format!("list {}", self.root.display());
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.root).with_context(what)?.take(NAMES_MAX) {
+            let entry = entry.with_context(what)?;
+            let name = entry.file_name().to_string_lossy().to_ascii_uppercase();
+            let number = name.strip_prefix("FSCK").and_then(|rest| rest.strip_suffix(".REC"));
+            if number.is_some_and(|digits| digits.len() == 4 && digits.bytes().all(|b| b.is_ascii_digit())) {
+                found.push((entry.path(), entry.metadata().with_context(what)?.len()));
+            }
+        }
+        Ok(found)
+    }
+
     fn begun(&mut self) -> Result<&mut New> {
         self.new.as_mut().context("no entry was begun on the ESP")
     }
@@ -122,7 +158,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if self.mounted
+        if self.mounted.is_some()
             && let Err(error) = umount2(MOUNT, MntFlags::empty())
         {
             tracing::warn!(%error, "the ESP stays mounted");
@@ -139,9 +175,16 @@ impl Esp for Folder {
         Ok(Box::new(BlockDevice::open_for_reading(&self.path(name))?))
     }
 
+    fn boot_loader(&mut self) -> Result<Box<dyn Disk>> {
+        let paths = BOOT_LOADERS.map(|name| self.root.join(name));
+        let found = paths.iter().find(|path| path.exists()).context("the ESP has no boot loader")?;
+        Ok(Box::new(BlockDevice::open_for_reading(found)?))
+    }
+
     fn free(&mut self) -> Result<u64> {
         let room = nix::sys::statvfs::statvfs(&self.root).context("ask for the room of the ESP")?;
-        Ok(room.blocks_available() * room.fragment_size())
+        let recovered: u64 = self.recovered()?.iter().map(|(_, bytes)| bytes).sum();
+        Ok(room.blocks_available() * room.fragment_size() + recovered)
     }
 
     fn remove(&mut self, names: &[String]) -> Result<()> {
@@ -150,6 +193,7 @@ impl Esp for Folder {
             let what = || format!("blank {}", path.display());
             let file = OpenOptions::new().write(true).open(&path).with_context(what)?;
             file.write_all_at(&[0; HEAD], 0).with_context(what)?;
+            self.count(HEAD);
             file.sync_all().with_context(what)?;
         }
         for name in names {
@@ -171,11 +215,15 @@ impl Esp for Folder {
             let path = self.path(&blank);
             fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
+        for (path, _) in self.recovered()? {
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
         let path = self.path(name);
         let what = || format!("make {}", path.display());
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).open(&path).with_context(what)?;
         file.write_all_at(&[0; FIRST], 0).with_context(what)?;
+        self.count(FIRST);
         file.sync_all().with_context(what)?;
         self.flush()?;
         self.new = Some(New { file, path, head: Vec::new(), bytes: 0 });
@@ -189,6 +237,7 @@ impl Esp for Folder {
         let at = new.bytes + head.len() as u64;
         new.file.write_all_at(rest, at).with_context(|| format!("write {}", new.path.display()))?;
         new.bytes += bytes.len() as u64;
+        self.count(bytes.len());
         Ok(())
     }
 
@@ -251,5 +300,19 @@ mod tests {
         assert!(esp.begin("1.0_0123abcd.efi").is_err(), "an entry is never written over");
         esp.remove(&["1.0_0123abcd.efi".to_owned()]).unwrap();
         assert!(esp.names().unwrap().is_empty() && esp.append(b"x").is_err());
+    }
+
+    #[test]
+    fn what_a_repair_left_on_the_esp_is_room() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join(FOLDER)).unwrap();
+        let mut esp = Folder::at(root.path());
+        fs::write(root.path().join("FSCK0000.REC"), vec![7; 5 << 20]).unwrap();
+        fs::write(root.path().join("FSCK.REC"), b"not of a repair").unwrap();
+        let recovered: u64 = esp.recovered().unwrap().iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(recovered, 5 << 20);
+        assert!(esp.free().unwrap() >= 5 << 20);
+        esp.begin("1.0_0123abcd+3.efi").unwrap();
+        assert!(!root.path().join("FSCK0000.REC").exists() && root.path().join("FSCK.REC").exists());
     }
 }

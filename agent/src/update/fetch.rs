@@ -61,7 +61,7 @@ pub fn fetch<D: Disk>(
             Err(failure) => return Err(failure),
         }
     }
-    control.progress("fetch", staging.done(), staging.geometry().length());
+    control.progress("fetch", staging.done(), staging.total());
     Ok(())
 }
 
@@ -97,7 +97,7 @@ impl<D: Disk> Sink for Intake<'_, D> {
                 self.staging.flush().map_err(|error| Failure::local(&error))?;
                 self.flushed_ms = now_ms;
             }
-            self.control.progress("fetch", self.staging.done(), self.staging.geometry().length());
+            self.control.progress("fetch", self.staging.done(), self.staging.total());
         }
         Ok(worth)
     }

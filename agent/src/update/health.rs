@@ -2,18 +2,75 @@
 //! is decided elsewhere.
 
 use crate::io::tool::Tool;
-use anyhow::{Context, Result, bail, ensure};
-use formats::device::Probe;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use formats::device::{HealthCheck, Probe};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
 
 /// How long a connection or an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a command may take, in [`POLL`]s.
 const COMMAND_POLLS: u32 = 300;
 const POLL: Duration = Duration::from_millis(100);
+
+/// An attempt that takes longer hangs: all of them have limits of their own below this.
+pub const HANGS: Duration = Duration::from_secs(45);
+const STACK: usize = 512 << 10;
+
+/// Attempts of checks, each on a thread of its own: one that hangs, as on a file system that went away, holds up neither
+/// the others nor the way back.
+#[derive(Default)]
+pub struct Attempts(BTreeMap<String, mpsc::Receiver<Result<()>>>);
+
+impl Attempts {
+    /// Attempts these checks once, all at a time, and gives what came of each within `patience`.
+    pub fn all<'c>(
+        &mut self,
+        checks: impl Iterator<Item = &'c HealthCheck>,
+        patience: Duration,
+    ) -> Vec<(String, Result<()>)> {
+        let mut begun = Vec::new();
+        for check in checks {
+            let name = check.name.clone();
+            // What ended too late is of an earlier time; the check is attempted anew.
+            if self.0.get(&name).is_some_and(|hung| matches!(hung.try_recv(), Err(TryRecvError::Empty))) {
+                begun.push((name, Err(anyhow!("an attempt that hangs has not ended yet"))));
+                continue;
+            }
+            self.0.remove(&name);
+            begun.push((name, begin(check)));
+        }
+        let end = Instant::now() + patience;
+        let ended = begun.into_iter().map(|(name, begun)| {
+            let result = begun.and_then(|attempt| {
+                match attempt.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                    Ok(result) => result,
+                    Err(RecvTimeoutError::Disconnected) => bail!("its attempt ended without a result"),
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.0.insert(name.clone(), attempt);
+                        bail!("it hangs: no result within {} s", patience.as_secs())
+                    }
+                }
+            });
+            (name, result)
+        });
+        ended.collect()
+    }
+}
+
+fn begin(check: &HealthCheck) -> Result<mpsc::Receiver<Result<()>>> {
+    let (send, receive) = mpsc::channel();
+    let probe = check.probe.clone();
+    let thread = std::thread::Builder::new().name("check".into()).stack_size(STACK);
+    // Whoever gave up waiting needs no result.
+    let run = move || drop(send.send(attempt(&probe)));
+    thread.spawn(run).context("start a thread for the check")?;
+    Ok(receive)
+}
 
 /// Attempts a check once.
 ///
@@ -133,6 +190,24 @@ mod tests {
         assert!(why.ends_with("exit status: 3: no licence"), "{why}");
         assert!(fails(&command(&["/nowhere/x"])).starts_with("start `/nowhere/x`"));
         assert!(fails(&command(&[])).contains("empty"));
+    }
+
+    #[test]
+    fn a_check_that_hangs_holds_up_nothing() {
+        let check = |name: &str, words: &[&str]| HealthCheck {
+            name: name.into(),
+            deadline_s: 1,
+            probe: Probe::Command { argv: words.iter().map(|w| (*w).to_owned()).collect() },
+        };
+        let all = [check("hangs", &["sleep", "60"]), check("passes", &["true"])];
+        let mut attempts = Attempts::default();
+        let first = attempts.all(all.iter(), Duration::from_secs(5));
+        assert!(format!("{:#}", first[0].1.as_ref().unwrap_err()).starts_with("it hangs: "));
+        assert!(first[1].1.is_ok(), "{first:?}");
+        let begun = Instant::now();
+        let second = attempts.all(all.iter().take(1), HANGS);
+        assert!(format!("{:#}", second[0].1.as_ref().unwrap_err()).contains("has not ended yet"));
+        assert!(begun.elapsed() < HANGS, "nobody waits for it again");
     }
 
     #[test]

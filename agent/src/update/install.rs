@@ -2,12 +2,13 @@
 //! power cut is survived. Decides nothing: what a failure leads to is `step`'s.
 
 use crate::io::disk::Disk;
+use crate::update::adaptive::{self, Pages};
 use crate::update::carrier::{Carrier, Failure};
 use crate::update::decode::decode;
 use crate::update::entries::{self, Operation};
 use crate::update::esp::Esp;
 use crate::update::fetch::{self, Control, Interval};
-use crate::update::plan::{Place, Room, Way};
+use crate::update::plan::{Method, Place, Room, Way};
 use crate::update::slot::{self, Disks, Image, Incomplete, VerifiedSlot};
 use crate::update::staging::{self, Staging};
 use crate::update::state::{Attempt, Release};
@@ -49,6 +50,11 @@ pub trait Platform {
     /// # Errors
     /// The file system's.
     fn discard(&mut self) -> Result<()>;
+    /// Removes what is staged on the state partition but these objects: a way that was left needs its room no longer.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn keep(&mut self, objects: &[Digest]) -> Result<()>;
     /// Opens the ESP for writing.
     ///
     /// # Errors
@@ -150,6 +156,11 @@ fn disks(platform: &mut dyn Platform) -> Result<Disks> {
 /// # Errors
 /// [`Failed`].
 pub fn fetch(work: &mut Work<'_>, attempt: &Attempt, carrier: &mut dyn Carrier) -> Result<(), Failed> {
+    let staged_ids: Vec<Digest> = match attempt.plan.place {
+        Place::State => attempt.kept(),
+        Place::Slot => Vec::new(),
+    };
+    work.platform.keep(&staged_ids).map_err(local(Part::Slot))?;
     if attempt.plan.place == Place::Slot {
         retire(work).map_err(local(Part::Slot))?;
     }
@@ -158,10 +169,55 @@ pub fn fetch(work: &mut Work<'_>, attempt: &Attempt, carrier: &mut dyn Carrier) 
             return Err((part, Failure::new(Fault::Absent, "no way to the target is left")));
         }
         let mut staging = staged(work.platform, attempt, part).map_err(local(part))?;
-        fetch::fetch(&mut staging, carrier, work.interval, work.control)
-            .map_err(|failure| (part, failure))?;
+        let fetched = match attempt.way(part).map(|way| &way.method) {
+            Some(Method::Adaptive { index_bytes, most }) => {
+                let image_bytes = attempt.plan.slot.target.bytes;
+                let bounds = Bounds { index_bytes: *index_bytes, image_bytes, most: *most };
+                fetch_lacking(work, bounds, &mut staging, carrier)
+            }
+            Some(Method::Plain | Method::Zstd { .. } | Method::Delta { .. }) | None => {
+                fetch::fetch(&mut staging, carrier, work.interval, work.control)
+            }
+        };
+        fetched.map_err(|failure| (part, failure))?;
     }
     Ok(())
+}
+
+/// What an adaptive payload may take, bytes.
+#[derive(Clone, Copy)]
+struct Bounds {
+    index_bytes: u64,
+    image_bytes: u64,
+    most: u64,
+}
+
+/// Fetches the index of an adaptive payload, then what the running slot lacks.
+fn fetch_lacking(
+    work: &mut Work<'_>,
+    bounds: Bounds,
+    staging: &mut Staging<Box<dyn Disk>>,
+    carrier: &mut dyn Carrier,
+) -> Result<(), Failure> {
+    let geometry = staging.geometry();
+    let first = adaptive::blocks(&geometry, &(0..bounds.index_bytes));
+    staging.want([first.clone()]);
+    fetch::fetch(staging, carrier, work.interval, work.control)?;
+    let index = adaptive::index(staging, bounds.index_bytes, bounds.image_bytes)?;
+    let running = work.platform.open(Volume::RunningRoot).map_err(|error| Failure::local(&error))?;
+    let pages = Pages::of(running.as_ref()).map_err(|error| Failure::local(&error))?;
+    let missing = index.missing(&|mark| pages.find(mark).is_some());
+    staging.want(missing.iter().map(|part| adaptive::blocks(&geometry, part)).chain([first]));
+    let takes = staging.total() + geometry.list_bytes();
+    if takes > bounds.most {
+        let why = format!(
+            "the running slot has too little of it: {} KiB would be fetched, another way takes {}",
+            takes >> 10,
+            bounds.most >> 10
+        );
+        return Err(Failure::new(Fault::Damaged, why));
+    }
+    fetch::fetch(staging, carrier, work.interval, work.control)
 }
 
 /// Takes the other slot out of use: its entries, then its superblock.
@@ -372,5 +428,9 @@ pub fn room(platform: &mut dyn Platform, running: Digest) -> Result<Room> {
         let geometry = Geometry::new(uki.len(), UKI_BLOCK)?;
         id_of(geometry, &mut |at, into| uki.read(at, into))
     });
-    Ok(Room { root, verity, esp: free, var, uki: uki.ok() })
+    let loader = esp.boot_loader().and_then(|loader| {
+        let geometry = Geometry::new(loader.len(), UKI_BLOCK)?;
+        id_of(geometry, &mut |at, into| loader.read(at, into))
+    });
+    Ok(Room { root, verity, esp: free, var, uki: uki.ok(), boot_loader: loader.ok() })
 }

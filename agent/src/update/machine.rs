@@ -4,6 +4,7 @@ use crate::io::disk::{BlockDevice, Disk};
 use crate::io::durable;
 use crate::update::esp::{Esp, Folder};
 use crate::update::install::{Platform, Volume};
+use crate::update::written::{Counted, Written};
 use anyhow::{Context, Result};
 use formats::boot::Partitions;
 use formats::layout::Slot;
@@ -21,6 +22,8 @@ pub struct Machine {
     pub partitions: Partitions,
     /// The slot that does not run.
     pub other: Slot,
+    /// What was written.
+    pub written: Written,
 }
 
 impl Machine {
@@ -54,15 +57,19 @@ const fn index(slot: Slot) -> usize {
 impl Platform for Machine {
     fn open(&mut self, volume: Volume) -> Result<Box<dyn Disk>> {
         let Partitions { root, verity, .. } = &self.partitions;
-        let writable = |path: &str| BlockDevice::open(Path::new(path));
-        Ok(Box::new(match volume {
-            Volume::OtherRoot => writable(&root[index(self.other)])?,
-            Volume::OtherVerity => writable(&verity[index(self.other)])?,
+        let Written { slot, staged, .. } = &self.written;
+        let writable = |path: &str| anyhow::Ok(Counted::new(BlockDevice::open(Path::new(path))?, slot));
+        Ok(match volume {
+            Volume::OtherRoot => Box::new(writable(&root[index(self.other)])?),
+            Volume::OtherVerity => Box::new(writable(&verity[index(self.other)])?),
             Volume::RunningRoot => {
-                BlockDevice::open_for_reading(Path::new(&root[index(self.other.other())]))?
+                let path = Path::new(&root[index(self.other.other())]);
+                Box::new(BlockDevice::open_for_reading(path)?)
             }
-            Volume::Staged(id, bytes) => BlockDevice::open(&self.staged(&id, bytes)?)?,
-        }))
+            Volume::Staged(id, bytes) => {
+                Box::new(Counted::new(BlockDevice::open(&self.staged(&id, bytes)?)?, staged))
+            }
+        })
     }
 
     fn discard(&mut self) -> Result<()> {
@@ -74,8 +81,19 @@ impl Platform for Machine {
         }
     }
 
+    fn keep(&mut self, objects: &[formats::hex::Digest]) -> Result<()> {
+        let names: Vec<String> = objects.iter().map(ToString::to_string).collect();
+        for file in fs::read_dir(STAGED).into_iter().flatten().filter_map(std::result::Result::ok) {
+            if !names.iter().any(|name| *name == *file.file_name().to_string_lossy()) {
+                let path = file.path();
+                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     fn esp(&mut self) -> Result<Box<dyn Esp + '_>> {
-        Ok(Box::new(Folder::mount(&self.partitions.esp)?))
+        Ok(Box::new(Folder::mount(&self.partitions.esp)?.counted(&self.written.esp)))
     }
 
     fn var_free(&mut self) -> Result<u64> {

@@ -5,6 +5,7 @@
 //! order; `step` decides, purely: state and event in, state and effects out; `plan`, `entries`, `policy` are its
 //! parts. `engine` performs effects on a thread of its own; `view` is what people see.
 
+pub mod adaptive;
 pub mod carrier;
 pub mod decode;
 pub mod engine;
@@ -22,6 +23,7 @@ pub mod staging;
 pub mod state;
 pub mod step;
 pub mod view;
+pub mod written;
 
 #[cfg(test)]
 mod rig;

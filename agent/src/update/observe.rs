@@ -8,7 +8,8 @@ use crate::update::state::{Memory, Release};
 use crate::update::step::{Facts, words};
 use formats::arch::Arch;
 use formats::boot::StateFacts;
-use formats::device::{DEVICE_PROFILE, DeviceProfile};
+use formats::device::{DEVICE_PROFILE, DeviceProfile, SITE, SITE_MAX};
+use formats::frame::Scope;
 use formats::roles::{Chain, MAX_CHAIN_BYTES, Root, TRUST_ANCHOR};
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
@@ -38,6 +39,14 @@ fn anchor() -> Result<Root, String> {
         .map_err(|error| format!("read {TRUST_ANCHOR}: {error}"))?;
     let chain = Chain::parse(&bytes).map_err(|error| format!("{TRUST_ANCHOR}: {}", words(&error)))?;
     chain.verify().cloned().map_err(|error| format!("{TRUST_ANCHOR}: {}", words(&error)))
+}
+
+/// A site without a name gets what is for everybody, and for itself.
+fn site() -> Option<String> {
+    let mut text = String::new();
+    File::open(SITE).ok()?.take(SITE_MAX as u64 + 1).read_to_string(&mut text).ok()?;
+    let name = text.trim();
+    (!name.is_empty() && name.len() <= SITE_MAX).then(|| name.to_owned())
 }
 
 fn evidence() -> Option<String> {
@@ -91,6 +100,7 @@ pub fn facts(boot: &BootFacts, condition: &Condition, memory: &Memory, restarted
         board: boot.profile.board.clone(),
         arch: Arch::host().unwrap_or(Arch::X86_64),
         channel: settings.as_ref().map_or(0, |settings| settings.channel),
+        site: site(),
         id: boot.machine_id.clone(),
         anchor: anchor(),
         source: settings.as_ref().map(|settings| settings.source.clone()),
@@ -100,14 +110,21 @@ pub fn facts(boot: &BootFacts, condition: &Condition, memory: &Memory, restarted
     }
 }
 
+/// Whom an announcement may be for to concern this device.
+fn scopes(facts: &Facts) -> Vec<Scope> {
+    let site = facts.site.as_deref().map(Scope::site);
+    [Scope::All].into_iter().chain(site).chain([Scope::device(&facts.id)]).collect()
+}
+
 /// What jobs need; nothing where the root is not a Farhold slot.
 pub fn surroundings(boot: &BootFacts, facts: &Facts) -> Option<Surroundings> {
     let observed = boot.observed.as_ref()?;
     let partitions = boot.boot.as_ref()?.partitions.clone();
     Some(Surroundings {
-        machine: Machine { partitions, other: observed.slot.other() },
+        machine: Machine { partitions, other: observed.slot.other(), written: Default::default() },
         running: observed.roothash,
         target: (facts.product.clone(), facts.board.clone(), facts.arch),
+        scopes: scopes(facts),
         channel: facts.channel,
         checks: facts.checks.clone(),
     })

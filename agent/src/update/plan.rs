@@ -60,6 +60,13 @@ pub enum Method {
         /// Bytes of that base.
         base_bytes: u64,
     },
+    /// Packed units, of which those are fetched that the running slot does not have.
+    Adaptive {
+        /// Bytes of the index before them.
+        index_bytes: u64,
+        /// Most bytes that it may take: what the way after it takes.
+        most: u64,
+    },
 }
 
 /// A way to a target.
@@ -109,6 +116,18 @@ pub struct Plan {
     pub uki: Made,
     /// Where objects are kept.
     pub place: Place,
+    /// The room that there was for them.
+    #[serde(default)]
+    pub keep: Keep,
+}
+
+/// Room for what is fetched, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// Free on `/var`.
+    pub var: u64,
+    /// In the other slot's root partition, behind the image.
+    pub spare: u64,
 }
 
 impl Plan {
@@ -150,6 +169,8 @@ pub struct Room {
     pub var: u64,
     /// Object id of the running UKI.
     pub uki: Option<Digest>,
+    /// Object id of the boot loader on the ESP.
+    pub boot_loader: Option<Digest>,
 }
 
 /// The release that runs, and what it is compared with.
@@ -197,9 +218,33 @@ pub fn make(offer: &Offer<'_>, running: Running<'_>, room: &Room) -> Result<Plan
         slot: Made { target: Object::from(&slot.object), ways: ways(offer, slot_at, &bases) },
         uki: Made { target: Object::from(&uki.object), ways: ways(offer, uki_at, &bases) },
         place: Place::State,
+        keep: Keep { var: room.var, spare: room.root.saturating_sub(slot.object.geometry.length()) },
     };
-    plan.place = place(&plan, room)?;
-    Ok(plan)
+    loop {
+        let first = [&plan.slot, &plan.uki].map(|made| made.ways.first());
+        match place(first.into_iter().flatten(), plan.keep) {
+            Ok(found) => plan.place = found,
+            // Another way to the image may take less room, if more bytes.
+            Err(_) if plan.slot.ways.len() > 1 => {
+                plan.slot.ways.remove(0);
+                continue;
+            }
+            Err(why) => return Err(why),
+        }
+        return Ok(plan);
+    }
+}
+
+/// Object id of the boot loader of a release that firmware would start without a variable, if it is another than this
+/// device's. It is never replaced (`docs/decisions/0024-boot-loader-is-never-replaced.md`).
+pub fn other_boot_loader(manifest: &Manifest, here: Option<Digest>) -> Option<Digest> {
+    let targets =
+        (0..u16::MAX).map_while(|at| (usize::from(at) < manifest.targets.len()).then(|| manifest.target(at)));
+    let loader = targets.flatten().find(|target| match &target.kind {
+        TargetKind::BootFile { path } => path.to_ascii_uppercase().starts_with("EFI/BOOT/"),
+        TargetKind::Slot { .. } | TargetKind::Uki | TargetKind::Content { .. } => false,
+    });
+    loader.map(|target| target.object.id).filter(|id| here.is_some_and(|here| here != *id))
 }
 
 fn position(manifest: &Manifest, wanted: impl Fn(&TargetKind) -> bool) -> Option<(u16, &Target)> {
@@ -221,6 +266,8 @@ fn ways(offer: &Offer<'_>, at: u16, bases: &Bases) -> Vec<Way> {
         Source::Object(object) => uki && Some(object.id) == bases.uki,
     };
     let found = catalogue::ways(offer.manifest, offer.catalogue, at, &has);
+    let certain = found.iter().filter(|way| way.payload.is_none_or(|payload| payload.kind.needs_no_base()));
+    let most = certain.map(|way| way.fetch_bytes).min().unwrap_or(0);
     let method = |way: &catalogue::Way<'_>| match way.payload.map(|payload| &payload.kind) {
         None => Some(Method::Plain),
         Some(PayloadKind::Full { window_log }) => Some(Method::Zstd { window_log: *window_log }),
@@ -229,11 +276,14 @@ fn ways(offer: &Offer<'_>, at: u16, bases: &Bases) -> Vec<Way> {
             [Source::Object(object)] => Some(Method::Delta { base_bytes: object.geometry.length() }),
             [..] => None,
         },
+        Some(PayloadKind::Adaptive { .. }) if uki => None,
+        Some(PayloadKind::Adaptive { index_bytes }) => {
+            Some(Method::Adaptive { index_bytes: *index_bytes, most })
+        }
     };
-    found
-        .iter()
-        .filter_map(|way| Some(Way { object: Object::from(&way.object), method: method(way)? }))
-        .collect()
+    let ways =
+        found.iter().filter_map(|way| Some(Way { object: Object::from(&way.object), method: method(way)? }));
+    ways.collect()
 }
 
 /// systemd-boot starts the newest version, so an entry that does not come first would never be tried.
@@ -273,22 +323,26 @@ fn check_room(manifest: &Manifest, room: &Room) -> Result<(), String> {
     Ok(())
 }
 
-fn place(plan: &Plan, room: &Room) -> Result<Place, String> {
-    let mut needed = 0;
-    for made in [&plan.slot, &plan.uki] {
-        needed += made.ways.first().map_or(Ok(0), |way| way.object.geometry().map(|g| staging::bytes(&g)))?;
+/// Where the objects of these ways can be kept.
+///
+/// # Errors
+/// Words, if nowhere.
+pub fn place<'w>(ways: impl Iterator<Item = &'w Way>, keep: Keep) -> Result<Place, String> {
+    let mut needed = 0u64;
+    for way in ways {
+        needed = needed.saturating_add(staging::bytes(&way.object.geometry()?));
     }
-    if room.var >= needed.saturating_add(VAR_RESERVE) {
+    if keep.var >= needed.saturating_add(VAR_RESERVE) {
         return Ok(Place::State);
     }
-    if room.root.saturating_sub(plan.slot.target.bytes) >= needed {
+    if keep.spare >= needed {
         return Ok(Place::Slot);
     }
     Err(format!(
         "the release needs {} KiB to keep what it fetches: /var has {} free and the other slot {} to spare; nothing \
          was downloaded",
         needed >> 10,
-        room.var >> 10,
-        room.root.saturating_sub(plan.slot.target.bytes) >> 10
+        keep.var >> 10,
+        keep.spare >> 10
     ))
 }

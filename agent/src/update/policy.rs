@@ -23,6 +23,10 @@ pub const REARMS_MAX: u32 = 5;
 pub const RESTARTS_MAX: u32 = 3;
 /// Times that installing may fail for reasons of this machine.
 pub const INSTALLS_MAX: u32 = 3;
+/// A source that lacks an object is asked for all ways again after so long, seconds: a mirror may be behind.
+pub const ROUND_S: u32 = 3600;
+/// Rounds over all ways before a release is given up; the next look at the source may take it up again.
+pub const ROUNDS_MAX: u32 = 24;
 
 /// A number that differs by device and occasion, so that a fleet does not come all at once.
 fn scatter(seed: u64, occasion: u64) -> u64 {

@@ -77,6 +77,8 @@ pub struct Staging<D> {
     map: Vec<u8>,
     /// The map with what was written since the last flush.
     taken: Vec<u8>,
+    /// Like the map: blocks that are wanted at all.
+    asked: Vec<u8>,
     /// Blocks written since the last flush.
     pending: Vec<u64>,
     pending_bytes: u64,
@@ -134,6 +136,7 @@ impl<D: Disk> Staging<D> {
             verifier: None,
             lists: None,
             taken: map.clone(),
+            asked: vec![0xff; map.len()],
             map,
             pending: Vec::new(),
             pending_bytes: 0,
@@ -249,15 +252,36 @@ impl<D: Disk> Staging<D> {
 
     /// Bytes of the blocks that need not be fetched.
     pub fn done(&self) -> u64 {
-        let blocks: u64 = self.map.iter().map(|byte| u64::from(byte.count_ones())).sum();
+        let both = self.map.iter().zip(&self.asked).map(|(has, wanted)| has & wanted);
+        let blocks: u64 = both.map(|byte| u64::from(byte.count_ones())).sum();
         let bytes = blocks * u64::from(self.geometry.block().bytes());
-        (bytes + self.pending_bytes).min(self.geometry.length())
+        (bytes + self.pending_bytes).min(self.total())
+    }
+
+    /// Bytes of all blocks that are wanted.
+    pub fn total(&self) -> u64 {
+        let blocks: u64 = self.asked.iter().map(|byte| u64::from(byte.count_ones())).sum();
+        (blocks * u64::from(self.geometry.block().bytes())).min(self.geometry.length())
+    }
+
+    /// From now on only these blocks are missing if they are not here.
+    pub fn want(&mut self, blocks: impl IntoIterator<Item = Range<u64>>) {
+        self.asked.fill(0);
+        for index in blocks.into_iter().flatten() {
+            if let Some(byte) = usize::try_from(index / 8).ok().and_then(|at| self.asked.get_mut(at)) {
+                *byte |= 1 << (index % 8);
+            }
+        }
+    }
+
+    fn lacks(&self, index: u64) -> bool {
+        bit(&self.asked, index) && !bit(&self.taken, index)
     }
 
     /// The next blocks in a row, from `from` on, that must be fetched.
     #[cfg(test)]
     pub fn missing(&self, from: u64) -> Option<Range<u64>> {
-        let lacks = |index: &u64| !bit(&self.taken, *index);
+        let lacks = |index: &u64| self.lacks(*index);
         let start = (from..self.geometry.blocks()).find(lacks)?;
         let end = (start..self.geometry.blocks()).find(|index| !lacks(index));
         Some(start..end.unwrap_or(self.geometry.blocks()))
@@ -272,7 +296,7 @@ impl<D: Disk> Staging<D> {
                 (What::Lists(self.id), self.geometry.list_bytes(), piece, missing)
             }
             Some(_) | None => {
-                let missing = runs(self.geometry.blocks(), |n| !bit(&self.taken, n));
+                let missing = runs(self.geometry.blocks(), |n| self.lacks(n));
                 (What::Object(self.id), self.geometry.length(), self.geometry.block().bytes(), missing)
             }
         };

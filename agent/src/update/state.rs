@@ -9,6 +9,7 @@
 
 use crate::update::plan::Plan;
 use formats::hex::Digest;
+use formats::status::UpdateCost;
 use formats::trust::{Accepted, Rank};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -79,6 +80,20 @@ pub enum Phase {
     },
 }
 
+impl Phase {
+    /// What it took to install the release on trial.
+    pub fn cost(&self) -> Option<UpdateCost> {
+        match self {
+            Self::Trial { trial, .. } | Self::Committing { trial, .. } => trial.cost,
+            Self::Idle
+            | Self::Fetching(_)
+            | Self::Installing(_)
+            | Self::Leaving { .. }
+            | Self::Returning { .. } => None,
+        }
+    }
+}
+
 /// A release being fetched and installed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -92,6 +107,9 @@ pub struct Attempt {
     pub uki_way: usize,
     /// Times that installing failed for reasons of this machine.
     pub failures: u32,
+    /// Times that all ways were tried and the source lacked something of each.
+    #[serde(default)]
+    pub rounds: u32,
 }
 
 /// A trial's history.
@@ -107,6 +125,9 @@ pub struct Trial {
     pub excused: Vec<String>,
     /// What its entry is made from, should it be lost.
     pub attempt: Option<Box<Attempt>>,
+    /// What it took to install.
+    #[serde(default)]
+    pub cost: Option<UpdateCost>,
 }
 
 /// What became of an update.
@@ -118,6 +139,9 @@ pub struct Ended {
     pub how: How,
     /// Why, in words.
     pub why: String,
+    /// What it took to install.
+    #[serde(default)]
+    pub cost: Option<UpdateCost>,
 }
 
 /// How an update ended.
@@ -181,6 +205,9 @@ pub struct Memory {
     pub quarantine: Vec<Failed>,
     /// What became of the last update.
     pub last: Option<Ended>,
+    /// Times that the root chain was fetched for an unknown root version on this day of uptime.
+    #[serde(default)]
+    pub chain_fetches: u8,
 }
 
 impl Default for Memory {
@@ -194,6 +221,7 @@ impl Default for Memory {
             chain: String::new(),
             quarantine: Vec::new(),
             last: None,
+            chain_fetches: 0,
         }
     }
 }
@@ -298,4 +326,8 @@ pub struct Live {
     pub stuck: Option<String>,
     /// Whether a restart was asked for in this boot.
     pub restarting: bool,
+    /// The boot loader of the last release that was looked at, and the device's, where they differ.
+    pub boot_loader: Option<(Digest, Digest)>,
+    /// What the release that is being left took.
+    pub cost: Option<UpdateCost>,
 }

@@ -22,6 +22,8 @@ use formats::device::HealthCheck;
 use formats::entry::EntryName;
 use formats::hex::Digest;
 use formats::roles::Root;
+use formats::status::UpdateCost;
+use formats::trust::ChainFetches;
 
 /// What does not change until the next boot.
 #[derive(Clone, Debug)]
@@ -48,6 +50,8 @@ pub struct Facts {
     pub arch: Arch,
     /// Channel that is followed.
     pub channel: u8,
+    /// Site that the device belongs to.
+    pub site: Option<String>,
     /// Machine id.
     pub id: String,
     /// Root document in the verified root; why it cannot be used.
@@ -110,10 +114,10 @@ pub enum Event {
     Forgetful(String),
     /// Somebody wants to know about, or to have, what a source announces; without a source, the configured one.
     Check(Option<String>, Intent),
-    /// A source's announcement.
-    Announcement(Vec<u8>),
-    /// A source's chain of root documents.
-    Roots(Vec<u8>, Vec<u8>),
+    /// A source's announcements: for everybody, and where there are, for the site and the device.
+    Announcements(Vec<Vec<u8>>),
+    /// A source's chain of root documents, and the announcements that made it needed.
+    Roots(Vec<u8>, Vec<Vec<u8>>),
     /// A source's manifest, and what it takes to plan.
     Manifest(Box<Offered>),
     /// A source could not be read; why, and when it wants to be asked again.
@@ -126,8 +130,8 @@ pub enum Event {
     Fetched(u32),
     /// The other slot was written and verified.
     Installed(u32),
-    /// The entry of the verified slot stands.
-    Entered(u32),
+    /// The entry of the verified slot stands; what it took so far.
+    Entered(u32, UpdateCost),
     /// A job failed.
     Failed(u32, Part, Fault, String),
     /// Checks that fail on the running system, just before a trial.
@@ -147,10 +151,10 @@ pub enum Event {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Read a source's announcement.
-    ReadAnnouncement(String),
-    /// Read its root chain; the announcement is handed back with it.
-    ReadRoots(String, Vec<u8>),
+    /// Read a source's announcements for this device.
+    ReadAnnouncements(String),
+    /// Read its root chain; the announcements are handed back with it.
+    ReadRoots(String, Vec<Vec<u8>>),
     /// Read this manifest of so many bytes, and look how much room there is.
     ReadManifest(String, Digest, u32),
     /// Fetch what is missing.
@@ -222,6 +226,8 @@ pub struct State {
     pub live: Live,
     /// Newest root document that is trusted.
     pub root: Option<Root>,
+    /// What is left of this day's fetches of root chains; `None` before the first.
+    pub chain_fetches: Option<ChainFetches>,
     /// Number of the job that counts; events of others are stale.
     pub job: u32,
 }
@@ -243,15 +249,15 @@ impl State {
             Event::Settled => self.live.settled = true,
             Event::Forgetful(why) => self.forgetful(why),
             Event::Check(source, intent) => self.check(source, intent, &mut out),
-            Event::Announcement(frame) => self.announcement(&frame, &mut out),
-            Event::Roots(chain, frame) => self.roots(&chain, &frame, &mut out),
+            Event::Announcements(frames) => self.announcements(frames, now_ms, &mut out),
+            Event::Roots(chain, frames) => self.roots(&chain, &frames, &mut out),
             Event::Manifest(offered) => self.manifest(&offered, &mut out),
             Event::Unread(why, fault) => self.unread(why, fault, now_ms, &mut out),
             Event::Progress(job, progress) if job == self.job => self.progress(progress, now_ms),
             Event::Bytes(job, bytes) if job == self.job => self.live.fetched += bytes,
             Event::Fetched(job) if job == self.job => self.fetched(&mut out),
             Event::Installed(job) if job == self.job => self.installed(&mut out),
-            Event::Entered(job) if job == self.job => self.entered(&mut out),
+            Event::Entered(job, cost) if job == self.job => self.entered(cost, &mut out),
             Event::Failed(job, part, fault, why) if job == self.job => {
                 self.failed((part, fault, why), now_ms, &mut out);
             }
@@ -260,7 +266,7 @@ impl State {
             | Event::Bytes(..)
             | Event::Fetched(_)
             | Event::Installed(_)
-            | Event::Entered(_)
+            | Event::Entered(..)
             | Event::Failed(..)
             | Event::OtherVerified(..) => {}
             Event::Baseline(failing) => self.baseline(failing, &mut out),
@@ -348,7 +354,9 @@ impl State {
             How::GivenUp => ("update-given-up", "was given up"),
         };
         out.note(code, format!("version {} {words}: {why}", release.version));
-        self.memory.last = Some(Ended { version: release.version.clone(), how, why: why.to_owned() });
+        let cost = self.memory.phase.cost().or(self.live.cost);
+        let version = release.version.clone();
+        self.memory.last = Some(Ended { version, how, why: why.to_owned(), cost });
         self.memory.phase = Phase::Idle;
         self.live.working = false;
         self.live.measured = None;

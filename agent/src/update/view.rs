@@ -72,6 +72,7 @@ fn status(state: &State) -> UpdateStatus {
         waiting: waiting(state),
         accepted: state.memory.accepted.map(|floor| (floor.root_version, floor.sequence)),
         last: state.memory.last.as_ref().map(last),
+        cost: state.memory.phase.cost().or(state.memory.last.as_ref().and_then(|last| last.cost)),
         can_roll_back: facts.is_some_and(|facts| facts.other.is_some()),
     }
 }
@@ -151,6 +152,19 @@ fn findings(state: &State) -> Vec<Finding> {
             "update-waits",
             format!("an update does not go on: {why}"),
             "it is tried again by itself; see `farhold-agent status` for how far it is",
+        );
+    }
+    if let Some((theirs, ours)) = &state.live.boot_loader {
+        add(
+            Severity::Info,
+            "boot-loader-differs",
+            format!(
+                "the release has another boot loader ({}) than this device ({}), which keeps its own: none is ever \
+                 replaced by an update",
+                theirs.short(),
+                ours.short()
+            ),
+            "nothing; install anew if the boot loader itself must change",
         );
     }
     if let Some(Err(why)) = state.facts.as_ref().map(|facts| &facts.anchor) {

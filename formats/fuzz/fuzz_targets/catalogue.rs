@@ -65,7 +65,8 @@ libfuzzer_sys::fuzz_target!(|document: &[u8]| {
         for position in 0..3 {
             let found = ways(manifest, Some(&catalogue), position, &|source| source.bytes() % 2 == 0);
             assert_eq!(found.iter().any(|way| way.payload.is_none()), position < 2);
-            assert!(found.is_sorted_by_key(|way| way.fetch_bytes));
+            let fixed = found.iter().filter(|way| way.payload.is_none_or(|payload| !payload.kind.is_adaptive()));
+            assert!(fixed.is_sorted_by_key(|way| way.fetch_bytes));
         }
     }
 });

@@ -38,6 +38,12 @@ fn uki_delta() -> Payload {
     }
 }
 
+fn adaptive(index_bytes: u64) -> Payload {
+    let kind = PayloadKind::Adaptive { index_bytes };
+    let object = object_ref(0x75, 80_000_000, BlockSize::KIB_4);
+    Payload { target: 0, object, kind, ignored: Default::default() }
+}
+
 fn catalogue(payloads: Vec<Entry<Payload>>) -> Catalogue {
     let manifest = manifest_id(&manifest().encode().unwrap());
     Catalogue { root_version: 1, manifest, payloads, ignored: Default::default() }
@@ -95,6 +101,10 @@ pub fn good() -> Vec<(&'static str, Files)> {
     vec![
         ("catalogue-with-deltas", with(by(KEY, &both))),
         ("catalogue-with-smaller-full-payload", with(by(KEY, &catalogue(vec![Entry::Known(smaller)])))),
+        (
+            "catalogue-with-adaptive-payload",
+            with(by(KEY, &catalogue(vec![Entry::Known(slot_delta()), Entry::Known(adaptive(600_000))]))),
+        ),
         ("catalogue-empty", with(by(KEY, &catalogue(Vec::new())))),
         ("catalogue-of-newer-writer", with(raw(&map(&of_newer_writer)))),
         ("delta-in-the-manifest", release(&in_manifest.encode().unwrap(), |_| ())),
@@ -127,6 +137,9 @@ pub fn bad() -> Vec<(&'static str, Files)> {
         ("catalogue-of-another-release", by(KEY, &other)),
         ("catalogue-for-another-root-version", by(KEY, &root_version)),
         ("catalogue-payload-larger-than-the-full-one", one(larger)),
+        ("adaptive-index-larger-than-the-full-payload", one(adaptive(79_000_000))),
+        ("adaptive-index-as-long-as-the-payload", one(adaptive(80_000_000))),
+        ("adaptive-without-index", one(adaptive(0))),
         ("catalogue-payload-for-no-target", one(Payload { target: 2, ..slot_delta() })),
         ("catalogue-field-that-must-be-understood", raw(&map(&must_understand))),
         ("catalogue-in-long-form", raw(&long_form)),

@@ -80,6 +80,7 @@ fn describe(way: &Way<'_>) -> String {
         None => "as it is",
         Some(PayloadKind::Full { .. }) => "full",
         Some(PayloadKind::Delta { .. }) => "delta",
+        Some(PayloadKind::Adaptive { .. }) => "adaptive",
     };
     format!("{how} ({} bytes)", way.fetch_bytes)
 }

@@ -465,7 +465,7 @@ impl<'a> Work<'a> {
 fn is_delta(payload: &Payload) -> bool {
     match payload.kind {
         PayloadKind::Delta { .. } => true,
-        PayloadKind::Full { .. } => false,
+        PayloadKind::Full { .. } | PayloadKind::Adaptive { .. } => false,
     }
 }
 

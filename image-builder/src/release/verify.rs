@@ -276,6 +276,7 @@ impl Checking<'_> {
                 let Some(target) = self.manifest.target(payload.target) else { continue };
                 let way = match &payload.kind {
                     PayloadKind::Full { .. } => "full payload".to_owned(),
+                    PayloadKind::Adaptive { .. } => "adaptive payload".to_owned(),
                     PayloadKind::Delta { .. } => {
                         format!("delta from {}", base.as_deref().unwrap_or_default())
                     }

@@ -7,6 +7,7 @@
 mod folder;
 mod http;
 mod stream;
+mod tls;
 
 pub use stream::Stream;
 
@@ -121,6 +122,15 @@ impl Toll for Tally {
     }
 }
 
+/// A small file with the name that its source gave to this state of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tagged {
+    /// An entity tag; `None` if the source has none.
+    pub tag: Option<String>,
+    /// The file.
+    pub bytes: Vec<u8>,
+}
+
 /// Something that bytes come from.
 pub trait Carrier {
     /// A whole small file of at most `limit` bytes: announcements, root documents, manifests, catalogues.
@@ -128,6 +138,21 @@ pub trait Carrier {
     /// # Errors
     /// [`Failure`]; a longer file is [`Fault::Damaged`], one that is not there [`Fault::Absent`].
     fn whole(&mut self, path: &str, limit: u64, toll: &mut dyn Toll) -> Result<Vec<u8>, Failure>;
+
+    /// As [`Carrier::whole`], for a file that is looked at again and again; a carrier that knows whether it changed
+    /// since `_known` need not send it.
+    ///
+    /// # Errors
+    /// As [`Carrier::whole`].
+    fn changed(
+        &mut self,
+        path: &str,
+        limit: u64,
+        _known: Option<&Tagged>,
+        toll: &mut dyn Toll,
+    ) -> Result<Tagged, Failure> {
+        Ok(Tagged { tag: None, bytes: self.whole(path, limit, toll)? })
+    }
 
     /// Pieces of a file, those that are missing and perhaps others, handed on as they come. It may end before all came, if
     /// at least one did: whoever asked looks what is still missing and asks again.

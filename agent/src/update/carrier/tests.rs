@@ -7,7 +7,8 @@ use std::net::TcpListener;
 
 const FILE: &[u8] = b"0123456789abcdef";
 
-/// A server that answers each connection by `answer`, given the path and the `Range` header.
+/// A server that answers each connection by `answer`, given the path and the `Range` header, or `same` if that is the
+/// entity tag which the client has.
 fn server(answer: impl Fn(&str, Option<&str>) -> Vec<u8> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -21,6 +22,9 @@ fn server(answer: impl Fn(&str, Option<&str>) -> Vec<u8> + Send + 'static) -> St
             for line in lines.map_while(Result::ok).take_while(|line| !line.is_empty()) {
                 if let Some(value) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
                     range = Some(value.to_owned());
+                }
+                if line.to_ascii_lowercase().starts_with("if-none-match: \"same\"") {
+                    range = Some("same".to_owned());
                 }
             }
             // A client that has what it wants may be gone.
@@ -142,4 +146,52 @@ fn folders_are_read_and_their_absence_is_not_that_of_a_file() {
     // A stick that is not plugged in may come back.
     assert_eq!(ask(&source, 0..1).unwrap_err().fault, Fault::Unreachable(None));
     assert_eq!(open("ftp://x/").err().map(|failure| failure.fault), Some(Fault::Absent));
+}
+
+#[test]
+fn a_captive_portal_is_a_source_that_cannot_be_reached() {
+    let page = b"<!DOCTYPE html><html>Please accept our terms</html>";
+    let portal = server(move |_, _| reply("200 OK", "Content-Type: text/html; charset=utf-8\r\n", page));
+    let whole = open(&portal).unwrap().whole("announce", 600, &mut Tally::default()).unwrap_err();
+    assert_eq!(whole.fault, Fault::Unreachable(None));
+    assert!(whole.why.contains("captive portal"), "{}", whole.why);
+    assert_eq!(
+        open(&portal).unwrap().whole("announce", 20, &mut Tally::default()).unwrap_err().fault,
+        Fault::Unreachable(None)
+    );
+    // Among pieces it shows when they are verified; what is here stays, and no other payload is tried for it.
+    struct Refuses;
+    impl Toll for Refuses {
+        fn paid(&mut self, _: u64) -> Result<(), Failure> {
+            Ok(())
+        }
+    }
+    impl Sink for Refuses {
+        fn piece(&mut self, _: u64, _: &[u8]) -> Result<Worth, Failure> {
+            Ok(Worth::Wrong("not the object".into()))
+        }
+    }
+    let wanted =
+        Wanted { what: What::Object(ID), length: 40, piece: 4, missing: std::iter::once(0..10).collect() };
+    let failed = open(&portal).unwrap().pieces(&wanted, &mut Refuses).unwrap_err();
+    assert_eq!(failed.fault, Fault::Unreachable(None), "{}", failed.why);
+    let other = server(move |_, _| reply("200 OK", "", page));
+    assert_eq!(open(&other).unwrap().pieces(&wanted, &mut Refuses).unwrap_err().fault, Fault::Damaged);
+}
+
+#[test]
+fn an_announcement_that_did_not_change_is_not_sent_again() {
+    let tag = "ETag: \"same\"\r\n";
+    let source = server(move |_, condition| match condition {
+        Some("same") => reply("304 Not Modified", tag, b""),
+        Some(_) | None => reply("200 OK", tag, FILE),
+    });
+    let mut carrier = open(&source).unwrap();
+    let (mut first, mut second) = (Tally::default(), Tally::default());
+    let found = carrier.changed("announce", 16, None, &mut first).unwrap();
+    assert_eq!((found.bytes.as_slice(), first.0), (FILE, 16));
+    assert_eq!(carrier.changed("announce", 16, Some(&found), &mut second).unwrap(), found);
+    assert_eq!(second.0, 0);
+    let other = Tagged { tag: Some("\"other\"".into()), bytes: Vec::new() };
+    assert_eq!(carrier.changed("announce", 16, Some(&other), &mut second).unwrap(), found);
 }

@@ -9,6 +9,7 @@ use crate::update::state::Memory;
 use anyhow::{Context, Result, bail, ensure};
 use formats::hex::Digest;
 use formats::layout::Slot;
+use formats::status::UpdateCost;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -57,7 +58,8 @@ pub fn fates(medium: &Medium) -> Vec<Fate> {
             | Change::Blank(_)
             | Change::Unlink(_)
             | Change::Memory(_)
-            | Change::Discard,
+            | Change::Discard
+            | Change::Keep(_),
         ) => 2,
     };
     let all = |writes: Writes| (0..changes).map(move |change| Fate { writes, change });
@@ -129,6 +131,7 @@ enum Change {
     Unlink(Vec<String>),
     Memory(Box<Memory>),
     Discard,
+    Keep(Vec<Digest>),
 }
 
 #[derive(Clone, Default)]
@@ -142,6 +145,9 @@ struct Inner {
     cut_at: Option<usize>,
     other: Option<Slot>,
     var_free: u64,
+    state_full: bool,
+    slot_bytes: u64,
+    staged_bytes: u64,
 }
 
 impl Inner {
@@ -195,6 +201,10 @@ impl Inner {
             }
             (Change::Unlink(names), _) => self.entries.retain(|name, _| !names.contains(name)),
             (Change::Memory(memory), _) => self.memory = (**memory).clone(),
+            (Change::Keep(ids), _) => self.devices.retain(|place, _| match place {
+                Place::Staged(id) => ids.contains(id),
+                Place::Root(_) | Place::Verity(_) => true,
+            }),
             (Change::Discard, _) => self.devices.retain(|place, _| !matches!(place, Place::Staged(_))),
         }
     }
@@ -278,6 +288,26 @@ impl Medium {
         device.live[at] = byte[0];
         device.durable[at] = byte[0];
     }
+    /// Flips a bit in the last block of everything staged on the state partition.
+    pub fn tamper(&self) {
+        let staged = |place: &Place| matches!(place, Place::Staged(_));
+        let places: Vec<Place> = self.inner.borrow().devices.keys().copied().filter(staged).collect();
+        for place in places {
+            let bytes = self.bytes(place);
+            let last = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+            self.flip(place, last);
+        }
+    }
+    /// What was written since the machine is there.
+    pub fn cost(&self) -> UpdateCost {
+        let inner = self.inner.borrow();
+        let (slot_bytes, staged_bytes) = (inner.slot_bytes, inner.staged_bytes);
+        UpdateCost { slot_bytes, staged_bytes, ..UpdateCost::default() }
+    }
+    /// From now on no file can be made on the state partition.
+    pub fn fill_state(&self) {
+        self.inner.borrow_mut().state_full = true;
+    }
     pub fn tear_entry(&self, prefix: &str) {
         let mut inner = self.inner.borrow_mut();
         let (_, bytes) = inner.entries.iter_mut().find(|(name, _)| name.starts_with(prefix)).unwrap();
@@ -313,6 +343,10 @@ impl Disk for Handle {
         let protected = [running.map(Place::Root), running.map(Place::Verity)];
         assert!(!protected.contains(&Some(self.place)), "the running slot was written");
         let cut = inner.operate();
+        match self.place {
+            Place::Root(_) | Place::Verity(_) => inner.slot_bytes += bytes.len() as u64,
+            Place::Staged(_) => inner.staged_bytes += bytes.len() as u64,
+        }
         let device = inner.devices.get_mut(&self.place).context("the file is gone")?;
         let at = at as usize;
         device.live[at..at + bytes.len()].copy_from_slice(bytes);
@@ -338,6 +372,7 @@ impl Platform for Medium {
             Volume::RunningRoot => Place::Root(other.other()),
             Volume::Staged(id, bytes) => {
                 let place = Place::Staged(id);
+                ensure!(!self.inner.borrow().state_full, "make a file: No space left on device");
                 let empty = || Device::holding(vec![0; bytes as usize]);
                 self.inner.borrow_mut().devices.entry(place).or_insert_with(empty);
                 place
@@ -347,6 +382,16 @@ impl Platform for Medium {
     }
     fn discard(&mut self) -> Result<()> {
         self.inner.borrow_mut().change(Change::Discard)
+    }
+    fn keep(&mut self, objects: &[Digest]) -> Result<()> {
+        let kept = |place: &Place| match place {
+            Place::Staged(id) => objects.contains(id),
+            Place::Root(_) | Place::Verity(_) => true,
+        };
+        if self.inner.borrow().devices.keys().all(kept) {
+            return Ok(());
+        }
+        self.inner.borrow_mut().change(Change::Keep(objects.to_vec()))
     }
     fn esp(&mut self) -> Result<Box<dyn Esp + '_>> {
         Ok(Box::new(self.clone()))
@@ -363,6 +408,9 @@ impl Esp for Medium {
     fn open(&mut self, name: &str) -> Result<Box<dyn Disk>> {
         let bytes = self.inner.borrow().entries.get(name).cloned();
         Ok(Box::new(FaultDisk::new(bytes.context("no such entry")?)))
+    }
+    fn boot_loader(&mut self) -> Result<Box<dyn Disk>> {
+        bail!("the rig has none")
     }
     fn free(&mut self) -> Result<u64> {
         Ok(1 << 20)

@@ -2,13 +2,15 @@
 //!
 //! `medium` is the storage with its faults, `release` a signed release, `world` the machine: boot loader, init, agent,
 //! operator. `judge` says of any state of the medium whether it boots, and whether only verified bytes could. The
-//! campaigns are here.
+//! campaigns are here; `failures` has machines and sources that fail in other ways.
 //!
 //! A cut leaves what was written since the last flush lost, kept, torn in sectors of 512 bytes or pages of 4 KiB, or
 //! reordered; of a rename on the ESP the old name, the new, both or neither; of the memory's transaction all or
 //! nothing. From each such state the machine goes on by itself, and must come to the same end, having fetched at most
 //! one block and one flush interval twice.
 
+mod decisions;
+mod failures;
 mod judge;
 mod medium;
 mod release;
@@ -128,6 +130,15 @@ fn an_update_staged_in_the_other_slot_survives_every_power_cut() {
     let tally = campaign(&shop, Script::UpdateWithoutRoom, committed);
     report("update staged in the other slot", &tally);
     assert!(tally.states > 500, "{tally:?}");
+    assert!(tally.twice <= world::BLOCK + world::INTERVAL.bytes, "{tally:?}");
+}
+
+#[test]
+fn an_update_from_an_adaptive_payload_survives_every_power_cut() {
+    let shop = Shop::adaptive(LARGE);
+    assert!(shop.two.object_bytes < shop.one.object_bytes / 2, "{}", shop.two.object_bytes);
+    let tally = campaign(&shop, Script::Update, committed);
+    report("update from an adaptive payload", &tally);
     assert!(tally.twice <= world::BLOCK + world::INTERVAL.bytes, "{tally:?}");
 }
 

@@ -1,7 +1,9 @@
 //! Signed releases of a few kilobytes, and the factory's image.
 
+use crate::update::adaptive::{self, blocks};
 use ed25519_dalek::{Signer, SigningKey};
 use formats::arch::Arch;
+use formats::blocks::{Index, mark};
 use formats::frame::{Announcement, Frame, Scope, target_tag};
 use formats::hex::Digest;
 use formats::keys::{PublicKey, Role};
@@ -12,7 +14,7 @@ use formats::object::{self, BlockSize, Object};
 use formats::repository;
 use formats::roles::Root;
 use formats::verity::{BLOCK, Builder, Parameters, Tree};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Data blocks of a slot image: one level of hashes, or two.
 pub const SMALL: usize = 9;
@@ -33,6 +35,8 @@ pub struct Built {
     pub files: BTreeMap<String, Vec<u8>>,
     /// Bytes that a device fetches of its objects, lists included.
     pub object_bytes: u64,
+    /// Image that an adaptive payload is offered for.
+    base: Option<Vec<u8>>,
 }
 
 /// A root document and three releases.
@@ -43,11 +47,11 @@ pub struct Shop {
     pub three: Built,
 }
 
-fn key(seed: u8) -> SigningKey {
+pub fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }
 
-fn public(seed: u8) -> PublicKey {
+pub fn public(seed: u8) -> PublicKey {
     PublicKey::from_bytes(&key(seed).verifying_key().to_bytes()).unwrap()
 }
 
@@ -62,22 +66,36 @@ impl Shop {
             catalogue: public(3),
             ignored: Default::default(),
         };
-        let built = |version, seed, sequence| Built::new(version, seed, sequence, blocks);
-        Self { root, one: built("1.0", 1, 1), two: built("2.0", 2, 2), three: built("3.0", 3, 3) }
+        let built = |version, seed| Built::new(version, seed, blocks, None);
+        Self { root, one: built("1.0", 1), two: built("2.0", 2), three: built("3.0", 3) }
+    }
+
+    /// The same, with a second release that has most of the first one's pages, elsewhere, and an adaptive payload.
+    pub fn adaptive(blocks: usize) -> Self {
+        let shop = Self::new(blocks);
+        let two = Built::new("2.0", 2, blocks, Some(&shop.one));
+        Self { two, ..shop }
     }
 }
 
 impl Built {
-    fn new(version: &str, seed: u64, sequence: u32, blocks: usize) -> Self {
+    fn new(version: &str, seed: u64, blocks: usize, base: Option<&Built>) -> Self {
         // Half noise, half text: compresses, but not to nothing.
         let mut state = seed;
         let mut noise = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as u8
         };
-        let image: Vec<u8> = (0..blocks * BLOCK)
+        let mut image: Vec<u8> = (0..blocks * BLOCK)
             .map(|n| if n % 4096 < 1000 { noise() } else { b'a' + (seed as u8) })
             .collect();
+        if let Some(base) = base {
+            // All but the first two pages, the other way round.
+            for (n, page) in base.image.chunks(BLOCK).rev().enumerate().skip(2) {
+                image[n * BLOCK..(n + 1) * BLOCK].copy_from_slice(page);
+            }
+        }
+        let base = base.map(|base| base.image.clone());
         let uki: Vec<u8> = (0..3000).map(|_| noise()).collect();
         let parameters = Parameters { data_blocks: blocks as u64, salt: [seed as u8; 32] };
         let mut builder = Builder::new(parameters);
@@ -92,8 +110,9 @@ impl Built {
             uki,
             files: BTreeMap::new(),
             object_bytes: 0,
+            base,
         };
-        built.publish(sequence);
+        built.publish(seed as u32);
         built
     }
 
@@ -109,10 +128,35 @@ impl Built {
         object
     }
 
+    /// A payload of which a device that runs `base` fetches the pages that this image has and that one lacks.
+    fn adaptive(&mut self, base: &[u8]) -> Payload {
+        let (payload, index_bytes) = adaptive::pack(&self.image);
+        let object = self.add(&payload, PAYLOAD_BLOCK, false);
+        let index =
+            Index::parse(&payload[..index_bytes as usize], payload.len() as u64, self.image.len() as u64);
+        let known: Vec<u64> = base.chunks(BLOCK).map(mark).collect();
+        let missing = index.unwrap().missing(&|mark| known.contains(&mark));
+        let geometry = object.geometry;
+        let needed: BTreeSet<u64> =
+            missing.iter().chain([&(0..index_bytes)]).flat_map(|part| blocks(&geometry, part)).collect();
+        let bytes: usize = needed.iter().filter_map(|index| geometry.block_length(*index)).sum();
+        self.object_bytes += bytes as u64 + geometry.list_bytes();
+        let kind = PayloadKind::Adaptive { index_bytes };
+        Payload { target: 0, object: ObjectRef::from(&object), kind, ignored: Default::default() }
+    }
+
     fn publish(&mut self, sequence: u32) {
         let image = object::of(&self.image, BlockSize::KIB_4).unwrap();
         let packed = zstd::encode_all(self.image.as_slice(), 3).unwrap();
-        let packed = self.add(&packed, PAYLOAD_BLOCK, true);
+        let packed = self.add(&packed, PAYLOAD_BLOCK, self.base.is_none());
+        let mut payloads = vec![Payload {
+            target: 0,
+            object: ObjectRef::from(&packed),
+            kind: PayloadKind::Full { window_log: 21 },
+            ignored: Default::default(),
+        }];
+        payloads.extend(self.base.take().map(|base| self.adaptive(&base)));
+        let payloads = payloads.into_iter().map(Entry::Known).collect();
         let uki = self.add(&self.uki.clone(), BlockSize::KIB_1, true);
         let (roothash, salt) = (self.roothash, self.parameters.salt);
         let target = |object: &Object, kind| {
@@ -134,12 +178,7 @@ impl Built {
                 target(&image, TargetKind::Slot { roothash, salt, uuid: [9; 16] }),
                 target(&uki, TargetKind::Uki),
             ],
-            payloads: vec![Entry::Known(Payload {
-                target: 0,
-                object: ObjectRef::from(&packed),
-                kind: PayloadKind::Full { window_log: 21 },
-                ignored: Default::default(),
-            })],
+            payloads,
             profile: None,
             ignored: Default::default(),
         };

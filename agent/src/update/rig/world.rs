@@ -24,7 +24,7 @@ pub const BLOCK: u64 = 1024;
 /// Four blocks may be lost to a cut.
 pub const INTERVAL: Interval = Interval { bytes: 4 * BLOCK, ms: u64::MAX };
 /// Turns of a session before it counts as spinning.
-const TURNS_MAX: usize = 2000;
+const TURNS_MAX: usize = 20_000;
 /// Boots of a machine before it counts as spinning.
 const BOOTS_MAX: usize = 40;
 
@@ -49,6 +49,29 @@ pub struct World<'s> {
     pub boots: usize,
     fetched: BTreeMap<&'static str, u64>,
     running: Option<(Slot, &'s Built)>,
+    /// What sources do instead of what they should.
+    pub weather: Option<&'s Weather>,
+    /// Requests for objects and lists so far.
+    pub requests: usize,
+    /// Kernel time of the session, ms.
+    pub now_ms: u64,
+    /// Whether what is staged is changed behind the agent's back, once.
+    pub tamper: bool,
+}
+
+/// Number of the request and kernel time, ms, in; what happens out.
+pub type Weather = dyn Fn(usize, u64) -> Said;
+
+/// What a source says to a request.
+pub enum Said {
+    /// What is asked for.
+    Honest,
+    /// Nothing.
+    Fails(Fault),
+    /// So many bytes of it; then the connection ends.
+    Cut(usize),
+    /// Other bytes.
+    Other,
 }
 
 /// How a session ended.
@@ -66,7 +89,18 @@ impl<'s> World<'s> {
         medium.put(Place::Root(Slot::A), &one.image);
         medium.put(Place::Verity(Slot::A), &one.verity());
         medium.put_entry(&one.entry(), &one.uki);
-        Self { shop, script, medium, boots: 0, fetched: BTreeMap::new(), running: None }
+        Self {
+            shop,
+            script,
+            medium,
+            boots: 0,
+            fetched: BTreeMap::new(),
+            running: None,
+            weather: None,
+            requests: 0,
+            now_ms: 0,
+            tamper: false,
+        }
     }
 
     /// The machine after a power cut.
@@ -112,8 +146,17 @@ impl<'s> World<'s> {
         bail!("the machine restarts for ever")
     }
 
+    /// Boots and runs until the agent restarts the machine.
+    pub fn run_until_restart(&mut self) -> Result<()> {
+        let counted = self.boot()?;
+        match self.session(counted)? {
+            End::Restart => Ok(()),
+            End::Rest => bail!("nothing is left to do"),
+        }
+    }
+
     /// systemd-boot and init. Gives whether the boot is counted.
-    fn boot(&mut self) -> Result<bool> {
+    pub fn boot(&mut self) -> Result<bool> {
         self.boots += 1;
         let entries = self.medium.entries();
         let parsed: Vec<EntryName> = entries.keys().filter_map(|name| EntryName::parse(name)).collect();
@@ -148,6 +191,7 @@ impl<'s> World<'s> {
             board: BOARD.into(),
             arch: Arch::X86_64,
             channel: 0,
+            site: None,
             id: "device".into(),
             anchor: Ok(self.shop.root.clone()),
             source: None,
@@ -185,6 +229,7 @@ impl<'s> World<'s> {
             VecDeque::from([Event::Started(Box::new(self.facts(counted)), memory), Event::Settled]);
         let mut verified = None;
         let mut now_ms = 5_000;
+        self.now_ms = now_ms;
         for _ in 0..TURNS_MAX {
             let event = match events.pop_front() {
                 Some(event) => event,
@@ -200,6 +245,7 @@ impl<'s> World<'s> {
                 }
             };
             now_ms += 1;
+            self.now_ms = now_ms;
             let (next, out) = state.step(event, now_ms);
             state = next;
             if out.persist {
@@ -221,8 +267,8 @@ impl<'s> World<'s> {
         let mut told = Told::default();
         let mut work = Work { platform: &mut medium, control: &mut told, running, interval: INTERVAL };
         let event = match effect {
-            Effect::ReadAnnouncement(source) => {
-                Event::Announcement(self.files(&source)[repository::ANNOUNCE].clone())
+            Effect::ReadAnnouncements(source) => {
+                Event::Announcements(vec![self.files(&source)[repository::ANNOUNCE].clone()])
             }
             Effect::ReadManifest(source, id, _) => Event::Manifest(Box::new(Offered {
                 manifest: self.files(&source)[&repository::object(&id)].clone(),
@@ -230,13 +276,18 @@ impl<'s> World<'s> {
                 room: install::room(work.platform, running)?,
             })),
             Effect::Fetch(job, attempt) => {
-                let mut carrier = Files(self.files(&attempt.source));
+                let (weather, now_ms) = (self.weather, self.now_ms);
+                let files = self.files(&attempt.source);
+                let mut carrier = Files { files, weather, now_ms, requests: &mut self.requests };
                 let done = install::fetch(&mut work, &attempt, &mut carrier);
                 let source = if attempt.source == "two" { "two" } else { "three" };
                 *self.fetched.entry(source).or_default() += told.0;
                 outcome(done.map(|()| Event::Fetched(job)), job)?
             }
             Effect::Install(job, attempt) => {
+                if std::mem::take(&mut self.tamper) {
+                    self.medium.tamper();
+                }
                 let done = install::install(&mut work, &attempt);
                 outcome(
                     done.map(|slot| {
@@ -251,7 +302,9 @@ impl<'s> World<'s> {
                     Some(slot) => slot,
                     None => install::verify_other(&mut work, attempt.plan.roothash)?,
                 };
-                outcome(install::enter(&mut work, &attempt, &slot).map(|()| Event::Entered(job)), job)?
+                let entered = install::enter(&mut work, &attempt, &slot);
+                let cost = self.medium.cost();
+                outcome(entered.map(|()| Event::Entered(job, cost)), job)?
             }
             Effect::Baseline => Event::Baseline(Vec::new()),
             Effect::Probe(names) => {
@@ -296,7 +349,7 @@ fn outcome(done: Result<Event, (Part, Failure)>, job: u32) -> Result<Event> {
         Ok(event) => Ok(event),
         Err((_, failure)) if failure.why.contains("power cut") => bail!("power cut"),
         Err((part, failure)) => {
-            ensure!(failure.fault != Fault::Local, "{}", failure.why);
+            ensure!(failure.fault != Fault::Local || failure.why.contains("No space"), "{}", failure.why);
             Ok(Event::Failed(job, part, failure.fault, failure.why))
         }
     }
@@ -318,22 +371,45 @@ impl Control for Told {
     }
 }
 
-struct Files<'f>(&'f BTreeMap<String, Vec<u8>>);
+struct Files<'f> {
+    files: &'f BTreeMap<String, Vec<u8>>,
+    weather: Option<&'f Weather>,
+    now_ms: u64,
+    requests: &'f mut usize,
+}
 
 impl Carrier for Files<'_> {
     fn whole(&mut self, path: &str, _: u64, _: &mut dyn Toll) -> Result<Vec<u8>, Failure> {
-        self.0.get(path).cloned().ok_or_else(|| Failure::new(Fault::Absent, path))
+        self.files.get(path).cloned().ok_or_else(|| Failure::new(Fault::Absent, path))
     }
     fn pieces(&mut self, wanted: &Wanted, sink: &mut dyn Sink) -> Result<(), Failure> {
         let path = wanted.what.path();
-        let bytes = self.0.get(&path).ok_or_else(|| Failure::new(Fault::Absent, path))?;
+        let bytes = self.files.get(&path).ok_or_else(|| Failure::new(Fault::Absent, path))?;
         for run in &wanted.missing {
+            *self.requests += 1;
+            let said = self.weather.map_or(Said::Honest, |weather| weather(*self.requests, self.now_ms));
             let range = wanted.bytes(run);
+            let mut part = bytes[range.start as usize..range.end as usize].to_vec();
+            let ends = match said {
+                Said::Fails(fault) => return Err(Failure::new(fault, "the source fails")),
+                Said::Cut(after) => {
+                    after < part.len() && {
+                        part.truncate(after);
+                        true
+                    }
+                }
+                Said::Other => {
+                    part.iter_mut().for_each(|byte| *byte ^= 1);
+                    false
+                }
+                Said::Honest => false,
+            };
             let mut stream = Stream::new(wanted, run.start, &mut *sink);
             // Pieces that do not end where blocks do, as a network has them.
-            bytes[range.start as usize..range.end as usize]
-                .chunks(700)
-                .try_for_each(|chunk| stream.take(chunk))?;
+            part.chunks(700).try_for_each(|chunk| stream.take(chunk))?;
+            if ends {
+                return Err(Failure::new(Fault::Unreachable(None), "the answer ended too early"));
+            }
         }
         Ok(())
     }

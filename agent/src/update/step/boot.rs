@@ -9,6 +9,7 @@ impl State {
     pub(super) fn started(&mut self, facts: Facts, memory: Memory, now_ms: u64, out: &mut Outcome) {
         self.root = facts.anchor.as_ref().ok().map(|anchor| super::look::trusted(anchor, &memory.chain));
         self.memory = memory;
+        self.chain_fetches = None;
         self.live = Live {
             next_check_ms: facts
                 .source

@@ -5,11 +5,11 @@ use crate::update::plan::{self, Plan};
 use crate::update::policy;
 use crate::update::state::{Attempt, Checking, Floor, Phase};
 use formats::catalogue::Catalogue;
-use formats::frame::Verified;
+use formats::frame::{Frame, Verified};
 use formats::hex::Digest;
 use formats::manifest::Manifest;
-use formats::roles::{Chain, Root};
-use formats::trust::{self, Device, Rank, Refusal, TimeWatermark, Verdict};
+use formats::roles::{Chain, Root, RootError};
+use formats::trust::{self, ChainFetches, Device, Rank, Refusal, TimeWatermark, Verdict};
 use std::error::Error;
 
 /// An error with its causes, as one sentence.
@@ -23,14 +23,17 @@ pub fn words(error: &dyn Error) -> String {
     text
 }
 
-/// The newest root document that image and memory lead to.
-pub(super) fn trusted(anchor: &Root, chain: &str) -> Root {
+/// The chain that is remembered. A memory that was tampered with can only be of no use: every link is signed.
+fn stored(chain: &str) -> Option<Chain> {
     let bytes: Option<Vec<u8>> = (0..chain.len() / 2)
         .map(|n| chain.get(2 * n..2 * n + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
         .collect();
-    let stored = bytes.and_then(|bytes| Chain::parse(&bytes).ok());
-    // A memory that was tampered with can only be of no use: every link is signed.
-    stored.and_then(|chain| chain.follow(anchor).ok()).unwrap_or_else(|| anchor.clone())
+    bytes.and_then(|bytes| Chain::parse(&bytes).ok())
+}
+
+/// The newest root document that image and memory lead to.
+pub(super) fn trusted(anchor: &Root, chain: &str) -> Root {
+    stored(chain).and_then(|chain| chain.follow(anchor).ok()).unwrap_or_else(|| anchor.clone())
 }
 
 impl State {
@@ -65,7 +68,7 @@ impl State {
         if !free {
             return out.refuse("another release is being installed or tried; see `farhold-agent status`");
         }
-        out.effects.push(Effect::ReadAnnouncement(source.clone()));
+        out.effects.push(Effect::ReadAnnouncements(source.clone()));
         self.live.checking = Some(Checking { source, intent, verified: None });
     }
 
@@ -91,56 +94,107 @@ impl State {
         out.refuse(text);
     }
 
-    pub(super) fn announcement(&mut self, frame: &[u8], out: &mut Outcome) {
-        let (Some(checking), Some(root)) = (&self.live.checking, &self.root) else { return };
-        match trust::authenticate(frame, root) {
-            Ok(verified) => self.judge(verified, out),
-            Err(Refusal::RootUnknown { .. }) => {
-                out.effects.push(Effect::ReadRoots(checking.source.clone(), frame.to_vec()));
+    /// Announcements for everybody, for the site, for the device: the newest that is good for this device counts.
+    pub(super) fn announcements(&mut self, frames: Vec<Vec<u8>>, now_ms: u64, out: &mut Outcome) {
+        let Some(root) = &self.root else { return };
+        let unknown = |frame: &Vec<u8>| match trust::authenticate(frame, root) {
+            Err(refusal @ Refusal::RootUnknown { .. }) => Some(words(&refusal)),
+            Ok(_) | Err(_) => None,
+        };
+        let Some(unknown) = frames.iter().find_map(unknown) else { return self.choose(&frames, None, out) };
+        let mut budget = self.chain_fetches.unwrap_or(ChainFetches::stored(self.memory.chain_fetches));
+        let granted = budget.take(now_ms / 1000);
+        self.chain_fetches = Some(budget);
+        self.memory.chain_fetches = budget.used();
+        match &self.live.checking {
+            Some(checking) if granted => {
+                out.effects.push(Effect::ReadRoots(checking.source.clone(), frames));
             }
-            Err(refusal) => self.refused(words(&refusal), out),
+            Some(_) | None => {
+                let why = format!("{unknown}, for which this day's budget is spent");
+                self.choose(&frames, Some(&why), out);
+            }
         }
     }
 
-    pub(super) fn roots(&mut self, bytes: &[u8], frame: &[u8], out: &mut Outcome) {
+    pub(super) fn roots(&mut self, bytes: &[u8], frames: &[Vec<u8>], out: &mut Outcome) {
         let Some(root) = self.root.clone().filter(|_| self.live.checking.is_some()) else { return };
-        let newest = match Chain::parse(bytes).and_then(|chain| chain.follow(&root)) {
-            Ok(newest) => newest,
-            Err(error) => return self.refused(words(&error), out),
+        match self.follow(bytes, &root) {
+            Ok((newest, chain)) if newest.version > root.version => {
+                out.note("root-rotated", format!("root version {} follows {}", newest.version, root.version));
+                self.memory.chain = formats::hex::encode(&chain.encode());
+                // Rotation puts a wrong watermark right, downwards too.
+                self.memory.watermark_s = newest.signed_s;
+                self.root = Some(newest);
+                self.choose(frames, None, out);
+            }
+            Ok(_) => self.choose(frames, None, out),
+            Err(error) => self.choose(frames, Some(&words(&error)), out),
+        }
+    }
+
+    /// Takes up the best of these announcements, or refuses them; `unknown` says why one of them cannot be judged.
+    fn choose(&mut self, frames: &[Vec<u8>], unknown: Option<&str>, out: &mut Outcome) {
+        let (Some(root), true) = (&self.root, self.live.checking.is_some()) else { return };
+        let judged = frames.iter().map(|frame| {
+            let rank = Frame::parse(frame).ok().map(|frame| Rank::of(frame.unverified()));
+            let verdict = trust::authenticate(frame, root)
+                .and_then(|verified| Ok((self.verdict(&verified, root)?, verified)));
+            (rank, verdict)
+        });
+        let mut judged: Vec<_> = judged.collect();
+        judged.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+        let wanted = |verdict: &Verdict| match verdict {
+            Verdict::Newer => 0,
+            Verdict::Known => 1,
+            Verdict::PossiblyFrozen { .. } => 2,
         };
-        if newest.version > root.version {
-            out.note("root-rotated", format!("root version {} follows {}", newest.version, root.version));
-            self.memory.chain = formats::hex::encode(bytes);
-            // Rotation puts a wrong watermark right, downwards too.
-            self.memory.watermark_s = newest.signed_s;
-            self.root = Some(newest);
+        let best = judged.iter().filter_map(|(_, verdict)| verdict.as_ref().ok());
+        let best = best.min_by_key(|(verdict, _)| wanted(verdict)).cloned();
+        match (best, judged.first(), unknown) {
+            (Some((verdict, verified)), ..) => self.take_up(verdict, verified, out),
+            (None, _, Some(why)) => self.refused(why.to_owned(), out),
+            (None, Some((_, Err(refusal))), None) => {
+                let why = words(refusal);
+                self.refused(why, out);
+            }
+            (None, ..) => self.refused("it announces nothing".to_owned(), out),
         }
-        let Some(root) = &self.root else { return };
-        match trust::authenticate(frame, root) {
-            Ok(verified) => self.judge(verified, out),
-            Err(refusal) => self.refused(words(&refusal), out),
-        }
+    }
+
+    /// Follows a source's chain from the trusted document. What is remembered is joined on, since it must lead there from
+    /// the image's own document again after a restart, and a source need not carry what is long replaced.
+    fn follow(&self, bytes: &[u8], trusted: &Root) -> Result<(Root, Chain), RootError> {
+        let offered = Chain::parse(bytes)?;
+        let newest = offered.follow(trusted)?;
+        let stored = stored(&self.memory.chain);
+        let known = stored.iter().flat_map(Chain::documents);
+        let known = known.filter(|document| document.root.version <= trusted.version);
+        let added = offered.documents().iter();
+        let first = known.clone().next_back().map(|document| document.root.version);
+        let added = added.filter(|document| first.is_none_or(|first| document.root.version > first));
+        Ok((newest, Chain::new(known.chain(added).cloned().collect())?))
     }
 
     fn watermark(&self, root: &Root) -> TimeWatermark {
         TimeWatermark::restore(self.memory.watermark_s, root)
     }
 
-    fn judge(&mut self, verified: Verified, out: &mut Outcome) {
-        let (Some(facts), Some(root)) = (&self.facts, &self.root) else { return };
+    fn verdict(&self, verified: &Verified, root: &Root) -> Result<Verdict, Refusal> {
+        let Some(facts) = &self.facts else { return Ok(Verdict::Known) };
         let device = Device {
             product: &facts.product,
             board: &facts.board,
             arch: facts.arch,
             channel: facts.channel,
-            site: None,
+            site: facts.site.as_deref(),
             id: &facts.id,
         };
         let accepted = self.memory.accepted.map(Floor::accepted);
-        let verdict = match trust::judge(&verified, &device, accepted, self.watermark(root), None) {
-            Ok(verdict) => verdict,
-            Err(refusal) => return self.refused(words(&refusal), out),
-        };
+        trust::judge(verified, &device, accepted, self.watermark(root), None)
+    }
+
+    fn take_up(&mut self, verdict: Verdict, verified: Verified, out: &mut Outcome) {
         let said = verified.announcement();
         let (manifest, bytes) = (said.manifest, said.manifest_bytes);
         match verdict {
@@ -170,7 +224,8 @@ impl State {
 
     pub(super) fn manifest(&mut self, offered: &Offered, out: &mut Outcome) {
         let Some(checking) = self.live.checking.clone() else { return };
-        let Some(verified) = &checking.verified else { return };
+        let Some(verified) = checking.verified.clone() else { return };
+        let verified = &verified;
         let manifest = match trust::open_manifest(verified, &offered.manifest) {
             Ok(manifest) => manifest,
             Err(refusal) => return self.refused(words(&refusal), out),
@@ -185,6 +240,8 @@ impl State {
             self.memory.current = Some(said.manifest);
             return self.up_to_date(out);
         }
+        self.live.boot_loader =
+            plan::other_boot_loader(&manifest, offered.room.boot_loader).zip(offered.room.boot_loader);
         let compared = plan::Running { version: &running.version, roothash: running.roothash };
         let catalogue = self.catalogue(offered, &manifest, said.manifest, out);
         let offer = plan::Offer { manifest: &manifest, id: said.manifest, catalogue: catalogue.as_ref() };
@@ -206,7 +263,7 @@ impl State {
             }
             (_, Intent::Now) | (None, Intent::Poll) => {
                 self.raise(floor, verified);
-                self.take(plan, checking.source, out);
+                self.take(plan, checking, out);
             }
         }
     }
@@ -240,7 +297,8 @@ impl State {
         self.memory.accepted = Some(floor);
     }
 
-    fn take(&mut self, plan: Plan, source: String, out: &mut Outcome) {
+    fn take(&mut self, plan: Plan, checking: Checking, out: &mut Outcome) {
+        let (source, intent) = (checking.source, checking.intent);
         self.live.checking = None;
         self.live.said = None;
         let release = plan.release();
@@ -248,12 +306,14 @@ impl State {
         if let Phase::Fetching(attempt) = &mut self.memory.phase
             && attempt.plan.manifest == plan.manifest
         {
-            // The same release: what is fetched stays good, wherever the rest comes from.
-            if attempt.source == source {
+            // The same release: what is fetched stays good, wherever the rest comes from. A look of our own does not
+            // shorten a wait that the source asked for.
+            if attempt.source == source && (self.live.working || intent == Intent::Poll) {
                 return out.accept(format!("version {} is being fetched already", release.version));
             }
             out.note("update-source", format!("version {} now comes from {source}", release.version));
-            attempt.source = source;
+            let failures = attempt.failures;
+            **attempt = Attempt { plan, source, slot_way: 0, uki_way: 0, failures, rounds: 0 };
         } else {
             let bytes = plan.fetch_bytes();
             out.note(
@@ -261,11 +321,13 @@ impl State {
                 format!("version {} from {source}: {} KiB to fetch", release.version, bytes >> 10),
             );
             self.live.fetched = 0;
-            let attempt = Attempt { plan, source, slot_way: 0, uki_way: 0, failures: 0 };
+            let attempt = Attempt { plan, source, slot_way: 0, uki_way: 0, failures: 0, rounds: 0 };
             self.memory.phase = Phase::Fetching(Box::new(attempt));
         }
         out.accept(format!("version {} is being fetched; see `farhold-agent status`", release.version));
         self.live.failures = 0;
+        self.live.retry_ms = None;
+        self.live.stuck = None;
         out.effects.push(Effect::Cancel);
         self.fetch(out);
     }
@@ -280,6 +342,9 @@ fn describe(plan: &Plan, source: &str) -> String {
                 plan::Method::Plain => format!("{} KiB as they are", way.object.bytes >> 10),
                 plan::Method::Zstd { .. } => format!("{} KiB, compressed", way.object.bytes >> 10),
                 plan::Method::Delta { .. } => format!("{} KiB, a delta", way.object.bytes >> 10),
+                plan::Method::Adaptive { index_bytes, most } => {
+                    format!("{} to {} KiB, what the running slot lacks", index_bytes >> 10, most >> 10)
+                }
             },
         )
     };

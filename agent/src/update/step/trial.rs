@@ -87,9 +87,10 @@ impl State {
 
     /// Leaves a trial that runs.
     pub(super) fn leave(&mut self, why: String, out: &mut Outcome) {
-        let Phase::Trial { release, .. } = &self.memory.phase else { return };
+        let Phase::Trial { release, .. } = self.memory.phase.clone() else { return };
         out.note("update-unhealthy", format!("version {} is left: {why}", release.version));
-        self.memory.phase = Phase::Leaving { release: release.clone(), why, restarts: 1 };
+        self.live.cost = self.memory.phase.cost();
+        self.memory.phase = Phase::Leaving { release, why, restarts: 1 };
         self.live.retry_ms = None;
         self.spend(out);
     }
@@ -281,6 +282,7 @@ mod tests {
             board: "vm".into(),
             arch: Arch::X86_64,
             channel: 0,
+            site: None,
             id: "device".into(),
             anchor: Err("not asked here".into()),
             source: None,
