@@ -4,19 +4,21 @@
 //! - `A`: a month: Debian 12 as released and with all updates, kernel and PostgreSQL included
 //! - `farhold-A`: the same as Farhold lays images out: no `/boot`, no LLVM bitcode
 //! - `U`: a major upgrade: `A`'s new side and Debian 13
+//! - `files`: single programs, in Go and C: security updates of Debian, and two releases of npm packages
 //!
 //! Trees are made with mmdebstrap (root), images with mkfs.erofs; what exists already is kept.
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::debian::{run, source, unpack};
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-const EPOCH: &str = "1700000000";
 const UUID: &str = "-U00000000-0000-0000-0000-000000000001";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const PACKAGES: &str = "linux-image-amd64,systemd,systemd-boot,udev,dbus,openssh-server,openssl,curl,ca-certificates,\
 containerd,runc,iptables,iproute2,python3-minimal,kmod,e2fsprogs";
+/// Debian 12 with everything that came since its last point release.
+const MONTH: [&str; 3] = ["bookworm", "bookworm-updates", "bookworm-security"];
 const HOT_FIX: [&str; 4] = ["libssl3", "openssl", "libexpat1", "libssh2-1"];
 /// What no image keeps: caches, documents, secrets and what installing leaves.
 const DROPPED: &str = "cd \"$0\" && rm -rf usr/share/doc usr/share/man usr/share/info usr/share/locale usr/share/lintian usr/share/bug \
@@ -35,77 +37,28 @@ pub struct Pair {
     pub program: bool,
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    command.env("SOURCE_DATE_EPOCH", EPOCH).env("LC_ALL", "C").stdin(Stdio::null());
-    let output = command.output().with_context(|| format!("start {command:?}"))?;
-    let tail = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {}\n{tail}", output.status);
-    Ok(())
-}
-
-/// The archive and the security archive among this machine's apt sources.
-fn mirrors() -> Result<(String, String)> {
-    let (mut archive, mut security) = (None, None);
-    let lists = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|e| e.path());
-    for path in lists.chain([PathBuf::from("/etc/apt/sources.list")]) {
-        let Ok(text) = fs::read_to_string(&path) else { continue };
-        let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
-        for word in lines.flat_map(str::split_whitespace).filter(|word| word.contains("://")) {
-            let base = word.trim_end_matches('/');
-            match base.rsplit('/').next() {
-                Some("debian") => archive = Some(base.to_owned()),
-                Some("debian-security") => security = Some(base.to_owned()),
-                _ => {}
-            }
-        }
-    }
-    match (archive, security) {
-        (Some(archive), Some(security)) => Ok((archive, security)),
-        _ => bail!(
-            "no Debian archive and security archive among this machine's apt sources; add them, or name pairs with FARHOLD_BENCH_FILES"
-        ),
-    }
-}
-
-/// The tree `name` with the suites of `sources` (archive or security, suite).
-fn tree(work: &Path, name: &str, postgres: u8, sources: &[(bool, &str)]) -> Result<PathBuf> {
-    let packages = format!("--include={PACKAGES},postgresql-{postgres}");
-    bootstrap(work, name, &["--variant=minbase", &packages], sources)
-}
-
-/// A tree of arm64 packages, unpacked and not configured, which needs no emulation.
-fn foreign(work: &Path, name: &str, sources: &[(bool, &str)]) -> Result<PathBuf> {
-    let options = [
-        "--variant=extract",
-        "--architectures=arm64",
-        "--skip=check/qemu",
-        "--include=libssl3,postgresql-15",
-    ];
-    bootstrap(work, name, &options, sources)
-}
-
-fn bootstrap(work: &Path, name: &str, options: &[&str], sources: &[(bool, &str)]) -> Result<PathBuf> {
+/// The tree `name` of Debian's `suites`, the release's own first.
+fn tree(work: &Path, name: &str, postgres: u8, suites: &[&str]) -> Result<PathBuf> {
     let folder = work.join("trees").join(name);
     if folder.exists() {
         return Ok(folder);
     }
-    let (archive, security) = mirrors()?;
     let part = folder.with_extension("part");
     if part.exists() {
         fs::remove_dir_all(&part)?;
     }
     fs::create_dir_all(work.join("trees"))?;
-    let suite = sources.first().map_or("stable", |(_, suite)| suite);
+    let suite = suites.first().copied().unwrap_or("stable");
     let mut command = Command::new("mmdebstrap");
-    command.args(["--mode=root", "--format=directory"]).args(options);
+    command.args(["--mode=root", "--variant=minbase", "--format=directory"]);
+    command.arg(format!("--include={PACKAGES},postgresql-{postgres}"));
     command.args([
         "--aptopt=APT::Install-Recommends \"false\"",
         "--aptopt=Acquire::Check-Valid-Until \"false\"",
     ]);
     command.arg("--dpkgopt=force-unsafe-io").arg(suite).arg(&part);
-    for (secure, suite) in sources {
-        let uri = if *secure { &security } else { &archive };
-        command.arg(format!("deb [signed-by={KEYRING}] {uri} {suite} main"));
+    for suite in suites {
+        command.arg(source(suite)?);
     }
     run(&mut command)?;
     run(Command::new("sh").args(["-c", DROPPED]).arg(&part))?;
@@ -130,16 +83,13 @@ fn variant(work: &Path, from: &Path, name: &str, change: impl Fn(&Path) -> Resul
 }
 
 /// Unpacks the newest packages of the hot fix over `tree`.
-fn hot_fix(tree: &Path) -> Result<()> {
-    let debs = tempfile::tempdir()?;
-    run(Command::new("apt-get").arg("download").args(HOT_FIX).current_dir(debs.path()))?;
-    for deb in fs::read_dir(debs.path())? {
-        let unpacked = debs.path().join("x");
-        run(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&unpacked))?;
-        run(Command::new("sh").args(["-c", DROPPED]).arg(&unpacked))?;
+fn hot_fix(work: &Path, tree: &Path) -> Result<()> {
+    for package in HOT_FIX {
+        let folder = tempfile::tempdir()?;
+        unpack(work, &["bookworm", "bookworm-security"], package, folder.path())?;
+        run(Command::new("sh").args(["-c", DROPPED]).arg(folder.path()))?;
         let script = "tar -C \"$0\" -cf - . | tar -C \"$1\" -xf - --keep-directory-symlink";
-        run(Command::new("sh").args(["-c", script]).arg(&unpacked).arg(tree))?;
-        fs::remove_dir_all(&unpacked)?;
+        run(Command::new("sh").args(["-c", script]).arg(folder.path()).arg(tree))?;
     }
     Ok(())
 }
@@ -162,15 +112,14 @@ fn image_of(work: &Path, tree: &Path) -> Result<PathBuf> {
 /// # Errors
 /// If it is unknown, or cannot be made.
 pub fn image(work: &Path, name: &str) -> Result<Pair> {
-    let old = || tree(work, "old", 15, &[(false, "bookworm")]);
-    let month = [(false, "bookworm"), (false, "bookworm-updates"), (true, "bookworm-security")];
-    let new = || tree(work, "new", 15, &month);
+    let old = || tree(work, "old", 15, &MONTH[..1]);
+    let new = || tree(work, "new", 15, &MONTH);
     let lay_out = |tree: &Path| run(Command::new("sh").args(["-c", LAID_OUT]).arg(tree));
     let (before, after) = match name {
-        "S" => (old()?, variant(work, &old()?, "sm", hot_fix)?),
+        "S" => (old()?, variant(work, &old()?, "sm", |tree| hot_fix(work, tree))?),
         "A" => (old()?, new()?),
         "farhold-A" => (variant(work, &old()?, "fold", lay_out)?, variant(work, &new()?, "fnew", lay_out)?),
-        "U" => (new()?, tree(work, "tx", 17, &[(false, "trixie"), (true, "trixie-security")])?),
+        "U" => (new()?, tree(work, "tx", 17, &["trixie", "trixie-security"])?),
         _ => bail!("FARHOLD_BENCH_PAIRS names `{name}`, but must name some of S, A, farhold-A, U, files"),
     };
     Ok(Pair {
@@ -181,10 +130,77 @@ pub fn image(work: &Path, name: &str) -> Result<Pair> {
     })
 }
 
-/// Single programs: two of the trees, and the pairs in `folder`.
+/// A program in two versions of a Debian package: name of the pair, suites, package, versions, path in the package.
+struct Packaged(&'static str, &'static [&'static str], &'static str, [&'static str; 2], &'static str);
+
+const PACKAGED: [Packaged; 2] = [
+    Packaged(
+        "containerd",
+        &["bookworm", "bookworm-security"],
+        "containerd",
+        ["1.6.20~ds1-1+deb12u2", "1.6.20~ds1-1+deb12u3"],
+        "usr/bin/containerd",
+    ),
+    Packaged(
+        "incusd",
+        &["trixie", "trixie-security"],
+        "incus-base",
+        ["6.0.4-2+deb13u10", "6.0.4-2+deb13u12"],
+        "usr/libexec/incus/incusd",
+    ),
+];
+
+/// The same of npm packages.
+struct Npm(&'static str, &'static str, [&'static str; 2], &'static str);
+
+const NPM: [Npm; 2] = [
+    Npm("esbuild", "@esbuild/linux-x64", ["0.28.1", "0.28.2"], "package/bin/esbuild"),
+    Npm(
+        "tsgo",
+        "@typescript/native-preview-linux-x64",
+        ["7.0.0-dev.20260628.1", "7.0.0-dev.20260705.1"],
+        "package/lib/tsgo",
+    ),
+];
+
+/// Fills `work/files/NAME.1` and `.2` with `fetch`, which puts version 0 or 1 of the program at a path.
+fn both(work: &Path, name: &str, fetch: impl Fn(usize, &Path, &Path) -> Result<()>) -> Result<Pair> {
+    let place = |side: usize| work.join("files").join(format!("{name}.{}", side + 1));
+    fs::create_dir_all(work.join("files"))?;
+    for side in [0, 1].into_iter().filter(|side| !place(*side).exists()) {
+        let folder = tempfile::tempdir()?;
+        let part = place(side).with_extension("part");
+        fetch(side, folder.path(), &part).with_context(|| format!("fetch {name}, version {side}"))?;
+        fs::rename(&part, place(side))?;
+    }
+    Ok(Pair { name: name.to_owned(), old: place(0), new: place(1), program: true })
+}
+
+fn packaged(work: &Path, program: &Packaged) -> Result<Pair> {
+    let Packaged(name, suites, package, versions, path) = program;
+    both(work, name, |side, folder, to| {
+        unpack(work, suites, &format!("{package}={}", versions[side]), folder)?;
+        fs::copy(folder.join(path), to)?;
+        Ok(())
+    })
+}
+
+fn npm(work: &Path, program: &Npm) -> Result<Pair> {
+    let Npm(name, package, versions, path) = program;
+    both(work, name, |side, folder, to| {
+        let script = "npm pack --silent \"$0\" && tar -xzf ./*.tgz";
+        run(Command::new("sh")
+            .args(["-c", script, &format!("{package}@{}", versions[side])])
+            .current_dir(folder))?;
+        fs::copy(folder.join(path), to)?;
+        Ok(())
+    })
+}
+
+/// Single programs: of Debian, of npm, of the trees; or the pairs in `folder`.
 ///
 /// # Errors
-/// If a tree cannot be made, or the folder cannot be read.
+/// If one cannot be fetched, or the folder cannot be read.
 pub fn files(work: &Path, folder: Option<&Path>) -> Result<Vec<Pair>> {
     let mut found = Vec::new();
     if let Some(folder) = folder {
@@ -199,18 +215,28 @@ pub fn files(work: &Path, folder: Option<&Path>) -> Result<Vec<Pair>> {
         }
         return Ok(found);
     }
-    let month = [(false, "bookworm"), (false, "bookworm-updates"), (true, "bookworm-security")];
-    let trees = (tree(work, "old", 15, &[(false, "bookworm")])?, tree(work, "new", 15, &month)?);
-    let arm = (foreign(work, "old-arm64", &[(false, "bookworm")])?, foreign(work, "new-arm64", &month)?);
-    let postgres = "usr/lib/postgresql/15/bin/postgres";
-    for (name, (before, after), path) in [
-        ("libcrypto", &trees, "usr/lib/x86_64-linux-gnu/libcrypto.so.3"),
-        ("postgres", &trees, postgres),
-        ("libcrypto-arm64", &arm, "usr/lib/aarch64-linux-gnu/libcrypto.so.3"),
-        ("postgres-arm64", &arm, postgres),
+    for program in &NPM {
+        found.push(npm(work, program)?);
+    }
+    for program in &PACKAGED {
+        found.push(packaged(work, program)?);
+    }
+    let trees = (tree(work, "old", 15, &MONTH[..1])?, tree(work, "new", 15, &MONTH)?);
+    for (name, path) in [
+        ("libcrypto", "usr/lib/x86_64-linux-gnu/libcrypto.so.3"),
+        ("postgres", "usr/lib/postgresql/15/bin/postgres"),
     ] {
-        let (old, new) = (before.join(path), after.join(path));
+        let (old, new) = (trees.0.join(path), trees.1.join(path));
         found.push(Pair { name: name.to_owned(), old, new, program: true });
     }
     Ok(found)
+}
+
+/// desync, from Debian sid; `None` if it cannot be had.
+pub fn desync(work: &Path) -> Option<PathBuf> {
+    let program = work.join("desync/usr/bin/desync");
+    if !program.exists() {
+        unpack(work, &["sid"], "desync", &work.join("desync")).ok()?;
+    }
+    Some(program)
 }
