@@ -285,9 +285,17 @@ impl Node {
             return false;
         }
         let Some(goal) = goal else { return false };
-        let extra = if self.run.phase == Phase::Following { self.settings.retry_ms / 2 } else { 0 };
-        self.run.retry_at = now + self.settings.retry_ms + extra;
-        self.run.proposal = Some(Proposal::begin(goal, &self.saved.voter, self.run.round));
+        let proposal = Proposal::begin(goal, &self.saved.voter, self.run.round);
+        self.run.retry_at = now + self.patience(&proposal);
+        self.run.proposal = Some(proposal);
         true
+    }
+
+    /// How long a stage of an attempt may take: doubles with each ballot of the epoch, so that answers that take longer
+    /// than the first pause are waited for in the end.
+    pub(super) fn patience(&self, proposal: &Proposal) -> Ms {
+        let extra = if self.run.phase == Phase::Following { self.settings.retry_ms / 2 } else { 0 };
+        let doublings = proposal.ballot.round.saturating_sub(1).min(4);
+        (self.settings.retry_ms + extra) << doublings
     }
 }

@@ -164,6 +164,8 @@ impl Node {
             Progress::Waiting => self.run.proposal = Some(proposal),
             Progress::Moved => {
                 self.run.proposal = Some(proposal);
+                // Each stage has its own time: three ways there and back do not fit into the first pause on a slow link.
+                self.run.retry_at = now + self.patience(&proposal);
                 out.send_all(self, proposal.request());
             }
             Progress::Over => self.run.proposal = None,
@@ -362,8 +364,11 @@ impl Node {
             Mode::Paired { primary, .. } => primary != self.id(),
             Mode::Solo { holder } => holder != self.id(),
         };
+        // A change of members that waits for votes which cannot come is carried along.
+        let members = self.run.wish.unwrap_or(before.members);
         let forced = Register {
             forces: before.forces + 1,
+            members,
             mode: Mode::Solo { holder: self.id() },
             timeline: before.timeline + u32::from(promoted),
             start_lsn: self.lsn(),

@@ -10,7 +10,7 @@ use crate::ha::register::{BadSuccessor, Members, Mode, OnPeerLoss, Platform, Reg
 use crate::ha::settings::Settings;
 use crate::ha::state::{Command, Copying, Data, Event, Phase, Refusal, Server};
 use crate::ha::step;
-use crate::ha::want::{Effect, Task};
+use crate::ha::want::{Effect, Postgres, Task};
 
 fn alone() -> Play {
     let mut play = Play::paired();
@@ -182,10 +182,56 @@ fn trap_11_unequal_nodes_are_refused() {
     assert_eq!(after.saved, node.saved);
     assert_eq!(effects, [Effect::Rejected(B, Refusal::OtherPlatform)]);
 
-    // The image brought another Postgres: nothing starts on the old data.
-    let newer = Settings { platform: Platform { postgres_major: 18, ..PLATFORM }, ..settings() };
-    let (node, _) = crate::ha::resume::resume(node.saved, crate::ha::resume::Start::Proven, newer, now);
-    assert_eq!(node.run.phase, Phase::Refused(Refusal::OtherPlatform));
+    // The image brought another Postgres, or the disk went into a machine of another architecture: nothing starts on it.
+    for platform in [Platform { postgres_major: 18, ..PLATFORM }, Platform { machine: 183, ..PLATFORM }] {
+        assert_ne!(platform, PLATFORM);
+        let other = Settings { platform, ..settings() };
+        let (after, effects) =
+            crate::ha::resume::resume(node.saved, crate::ha::resume::Start::Proven, other, now);
+        assert_eq!((after.run.phase, after.saved), (Phase::Refused(Refusal::OtherPlatform), node.saved));
+        let starts = |effect: &Effect| {
+            matches!(effect, Effect::Postgres(Postgres::Primary { .. } | Postgres::Standby { .. }))
+        };
+        assert!(!effects.iter().any(starts), "{effects:?}");
+    }
+}
+
+/// With `hold` and a dead peer no vote can come: a change of members waits, and a forced decision carries it along.
+#[test]
+fn a_change_of_members_that_cannot_be_decided_is_carried_by_force() {
+    let mut world = fair::paired(OnPeerLoss::Hold, settings());
+    for act in [Act::Crash(B), Act::Operator(0, Command::ForceSolo)] {
+        drop(world.act(act));
+    }
+    assert!(fair::run(&mut world, [true, false, false], 200, World::in_service));
+    let members = Members::Pair { nodes: [A, VoterId(20)], loss: OnPeerLoss::Hold };
+    drop(world.act(Act::Operator(0, Command::Change(members))));
+    fair::run(&mut world, [true, false, false], 50, |_| false);
+    assert_ne!(world.newest().members, members, "nobody voted for it");
+    drop(world.act(Act::Operator(0, Command::ForceSolo)));
+    assert_eq!((world.newest().members, world.newest().forces, world.violation), (members, 2, None));
+    assert!(fair::run(&mut world, [true, false, false], 200, World::in_service));
+}
+
+/// Half a second on each way is longer than the first pause between two attempts: they grow until answers arrive in time.
+#[test]
+fn trap_02_votes_are_waited_for_on_a_slow_link() {
+    let mut play = Play::paired();
+    play.acts(&[Act::Crash(B), Act::Late(A)]);
+    play.lose();
+    let mut waiting: Vec<(u64, Message)> = Vec::new();
+    for now in (0..30_000).step_by(100) {
+        if matches!(play.phase(0), Phase::Alone(_)) {
+            return;
+        }
+        play.wait(A, 100);
+        play.local(0);
+        let (due, later): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(at, _)| *at <= now);
+        waiting = later;
+        due.into_iter().for_each(|(_, message)| play.act(Act::Deliver(message)));
+        waiting.extend(play.wire.drain(..).map(|message| (now + 500, message)));
+    }
+    panic!("no decision in 30 s: {:?}", play.phase(0));
 }
 
 #[test]
