@@ -14,6 +14,7 @@ mod kubernetes;
 mod observe;
 mod offline;
 mod pair;
+mod pair_text;
 mod pair_view;
 mod render;
 mod run;

@@ -2,11 +2,12 @@
 //!
 //! It does not know how anything is done; that is `agent::ha::act`.
 
+use crate::pair_text;
 use agent::ha::act::{self, Ask, Config, Folders, Number, Party};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
-use std::io::{BufRead, Write};
+use serde_json::json;
+use std::io::{BufRead, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -48,8 +49,20 @@ enum HaCommand {
     Stay,
     /// Make the members what the configuration says: pair, witness, policy
     Apply,
-    /// Take new hardware in place of the peer: like `apply`, after its key was put in the configuration
-    Replace,
+    /// Take new hardware in place of the peer, whose key the configuration has now, and wait until it is in sync
+    Replace {
+        /// Do not wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Write nothing without the peer until an operator says so; `apply` takes it back
+    Hold {
+        /// One lost node stops all writes
+        #[arg(long)]
+        it_stops_writes: bool,
+    },
+    /// Keep the virtual address where the primary is; runs beside `run`, with the right to change addresses
+    Address,
     /// Go on alone although no quorum agrees
     ForceSolo {
         /// The other node, and the witness if it is unreachable, are off and stay off
@@ -109,12 +122,18 @@ impl Ha {
             HaCommand::Status { json } => {
                 let mut status = act::ask(&config.run, Ask::Status)?;
                 status["k3s"] = agent::k3s::report(&config).unwrap_or_default();
-                return print(&if json { format!("{status:#}\n") } else { lines(&status) });
+                return print(&if json { format!("{status:#}\n") } else { pair_text::status(&status) });
             }
             HaCommand::Switchover => Ask::Switchover,
             HaCommand::Leave => Ask::Leave,
             HaCommand::Stay => Ask::Stay,
-            HaCommand::Apply | HaCommand::Replace => Ask::Apply,
+            HaCommand::Apply => Ask::Apply,
+            HaCommand::Replace { no_wait } => return replace(&config, no_wait),
+            HaCommand::Hold { it_stops_writes } => {
+                confirm(it_stops_writes, HOLD, "it stops writes")?;
+                Ask::Hold
+            }
+            HaCommand::Address => return act::follow_address(&config).map(|()| ExitCode::SUCCESS),
             HaCommand::ForceSolo { they_are_off } => {
                 confirm(they_are_off, FORCE, "they are off")?;
                 Ask::ForceSolo
@@ -125,7 +144,37 @@ impl Ha {
             }
         };
         let status = act::ask(&config.run, ask)?;
-        print(&lines(&status))
+        print(&pair_text::status(&status))
+    }
+}
+
+/// Takes the configured peer in place of the one before, and shows how far its copy is until it is in sync.
+fn replace(config: &Config, no_wait: bool) -> Result<ExitCode> {
+    let status = act::ask(&config.run, Ask::Apply)?;
+    if no_wait {
+        return print(&pair_text::status(&status));
+    }
+    let terminal = std::io::stderr().is_terminal();
+    let wanted = config.others().peer.map(|peer| peer.voter.to_string());
+    loop {
+        let status = act::ask(&config.run, Ask::Status)?;
+        let joined = status["peer"].as_str() == wanted.as_deref();
+        if joined && status["mode"] == "paired" {
+            if terminal {
+                eprintln!();
+            }
+            return print(&pair_text::status(&status));
+        }
+        if terminal {
+            let copy = pair_text::copy(&status["copy"]);
+            let said = match (joined, copy.is_empty()) {
+                (false, _) => "waits for the votes of the present voters (Ctrl-C leaves it under way)",
+                (true, true) => "waits for the new node",
+                (true, false) => &copy,
+            };
+            eprint!("\r\x1b[K{said}");
+        }
+        std::thread::sleep(std::time::Duration::from_secs(1));
     }
 }
 
@@ -146,6 +195,8 @@ impl Witness {
 
 const FORCE: &str = "This node will take writes alone, without asking anybody. If the other node runs, both take writes, and \
     what it took is lost when they meet (it is exported to a file there first).\n";
+const HOLD: &str = "From now on nothing is written while one of the two nodes is lost, until an operator says `ha force-solo`; \
+    the witness is not asked any more.\n";
 const TRUST: &str = "This node will vote and serve with the state and data that it has. If a newer state of it exists, writes \
     that were acknowledged since are lost.\n";
 
@@ -172,11 +223,4 @@ pub fn print(text: &str) -> Result<ExitCode> {
     std::io::stdout().write_all(text.as_bytes())?;
     std::io::stdout().flush()?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// One line per field, for people.
-fn lines(status: &Value) -> String {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let fields = status.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
-    fields.map(|(name, value)| format!("{:<22}{}\n", name.replace('_', " "), text(value))).collect()
 }

@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 /// Longest file that is read, bytes.
 const FILE_MAX: u64 = 64 << 10;
 
+/// Parties of earlier readings that are kept.
+const FORMER_MAX: usize = 8;
+
 /// A node of a pair.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,9 +48,56 @@ pub struct Config {
     /// k3s on this node, if the agent runs it.
     #[serde(default)]
     pub k3s: Option<crate::k3s::Settings>,
+    /// A serial cable to the peer: a second path for heartbeats.
+    #[serde(default)]
+    pub serial: Option<Serial>,
+    /// An address that follows the primary.
+    #[serde(default)]
+    pub address: Option<Address>,
+    /// A file that names the machine and is not on its disk; by default what firmware or device tree say.
+    #[serde(default)]
+    pub machine: Option<PathBuf>,
     /// Times that differ from the shipped ones.
     #[serde(default)]
     pub times: Times,
+    /// Where this was read.
+    #[serde(skip)]
+    pub path: PathBuf,
+}
+
+/// Who else there is; read again when an operator applies the configuration.
+#[derive(Clone, Debug)]
+pub struct Others {
+    /// The other node.
+    pub peer: Option<Party>,
+    /// The third voter.
+    pub witness: Option<Party>,
+    /// Parties that an earlier reading named: they may still have a vote in the change itself.
+    pub former: Vec<Party>,
+    on_peer_loss: PeerLoss,
+}
+
+/// A serial line.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serial {
+    /// The device.
+    pub device: PathBuf,
+    /// Bits per second; a heartbeat takes about 250 bytes, twice a second.
+    #[serde(default = "baud")]
+    pub baud: u32,
+}
+
+/// An IPv4 address that follows the primary.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Address {
+    /// The address.
+    pub ip: std::net::Ipv4Addr,
+    /// Length of its network's prefix, bits.
+    pub prefix: u8,
+    /// The interface that has it.
+    pub interface: String,
 }
 
 /// Another party of the site.
@@ -104,6 +154,10 @@ pub struct Times {
     hand_over_ms: Option<u64>,
 }
 
+fn baud() -> u32 {
+    115_200
+}
+
 fn kine() -> String {
     "kine".to_owned()
 }
@@ -121,8 +175,9 @@ impl Config {
             path.display()
         );
         let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let config: Self =
+        let mut config: Self =
             serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))?;
+        config.path = std::path::absolute(path).with_context(|| format!("find {}", path.display()))?;
         config.check().with_context(|| format!("understand {}", path.display()))?;
         Ok(config)
     }
@@ -149,6 +204,24 @@ impl Config {
             self.witness.is_none() || self.on_peer_loss == PeerLoss::Hold,
             "on_peer_loss prefers a node, but there is a witness: the two exclude each other; remove one"
         );
+        if let Some(Serial { device, baud }) = &self.serial {
+            ensure!(
+                device.is_absolute(),
+                "serial.device is {}, but must be an absolute path",
+                device.display()
+            );
+            ensure!(*baud >= 9_600, "serial.baud is {baud}, but heartbeats need at least 9600");
+        }
+        if let Some(Address { prefix, interface, .. }) = &self.address {
+            ensure!(*prefix <= 32, "address.prefix is {prefix}, but must be at most 32");
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@');
+            ensure!(
+                (1..=15).contains(&interface.len())
+                    && interface.chars().all(plain)
+                    && !interface.starts_with('-'),
+                "address.interface is {interface:?}, which is no interface's name"
+            );
+        }
         self.k3s.as_ref().map_or(Ok(()), crate::k3s::Settings::check)?;
         super::settings::check_extra(&self.postgres.settings)
     }
@@ -161,24 +234,15 @@ impl Config {
         self.k3s.as_ref().context("the configuration has no part `k3s`: the agent does not run it here")
     }
 
-    /// The members that this file describes.
-    ///
-    /// # Errors
-    /// Without a peer there is nothing to describe.
-    pub fn members(&self, me: VoterId) -> Result<Members> {
-        let peer = self.peer.as_ref().context("the configuration names no peer")?.voter.voter();
-        let loss = match (&self.witness, self.on_peer_loss) {
-            (Some(witness), _) => OnPeerLoss::Witness(witness.voter.voter()),
-            (None, PeerLoss::Hold) => OnPeerLoss::Hold,
-            (None, PeerLoss::PreferThis) => OnPeerLoss::Prefer(me),
-            (None, PeerLoss::PreferPeer) => OnPeerLoss::Prefer(peer),
-        };
-        Ok(Members::Pair { nodes: [me, peer], loss })
-    }
-
-    /// The party of this number.
-    pub fn party(&self, voter: VoterId) -> Option<&Party> {
-        self.peer.iter().chain(&self.witness).find(|party| party.voter.voter() == voter)
+    /// Who else there is.
+    pub fn others(&self) -> Others {
+        let Self { peer, witness, on_peer_loss, .. } = self;
+        Others {
+            peer: peer.clone(),
+            witness: witness.clone(),
+            former: Vec::new(),
+            on_peer_loss: *on_peer_loss,
+        }
     }
 
     /// Times for the decisions.
@@ -195,5 +259,39 @@ impl Config {
             hand_over_ms: times.hand_over_ms.unwrap_or(shipped.hand_over_ms),
             ..shipped
         }
+    }
+}
+
+impl Others {
+    /// The members that the file describes.
+    pub fn members(&self, me: VoterId) -> Members {
+        let Some(peer) = self.peer.as_ref().map(|peer| peer.voter.voter()) else {
+            return Members::Single(me);
+        };
+        let loss = match (&self.witness, self.on_peer_loss) {
+            (Some(witness), _) => OnPeerLoss::Witness(witness.voter.voter()),
+            (None, PeerLoss::Hold) => OnPeerLoss::Hold,
+            (None, PeerLoss::PreferThis) => OnPeerLoss::Prefer(me),
+            (None, PeerLoss::PreferPeer) => OnPeerLoss::Prefer(peer),
+        };
+        Members::Pair { nodes: [me, peer], loss }
+    }
+
+    /// The party of this number.
+    pub fn party(&self, voter: VoterId) -> Option<&Party> {
+        let all = self.peer.iter().chain(&self.witness).chain(&self.former);
+        all.into_iter().find(|party| party.voter.voter() == voter)
+    }
+
+    /// Whether this is the other node.
+    pub fn is_peer(&self, voter: VoterId) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.voter.voter() == voter)
+    }
+
+    /// What a later reading says; who was named before is still reached.
+    pub fn replaced_by(&self, mut later: Self) -> Self {
+        later.former =
+            self.peer.iter().chain(&self.witness).chain(&self.former).take(FORMER_MAX).cloned().collect();
+        later
     }
 }

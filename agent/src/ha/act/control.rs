@@ -2,12 +2,11 @@
 //!
 //! It does not decide whether a command may be done.
 
-use super::node::Site;
 use super::session;
 use super::settings::CONTROL;
-use crate::clock::boot_ms;
-use crate::ha::register::{Mode, OnPeerLoss};
-use crate::ha::state::{Command, Node, Phase, Server};
+use super::site::Site;
+use crate::ha::register::{Members, OnPeerLoss};
+use crate::ha::state::Command;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -36,6 +35,8 @@ pub enum Ask {
     Stay,
     /// The members become what the configuration says: pairing, replacing, another witness or policy.
     Apply,
+    /// Without the peer nothing is written until an operator says so, whatever the configuration says.
+    Hold,
     /// Goes on alone without a quorum.
     ForceSolo,
     /// Vouches that this node's state is its newest.
@@ -46,6 +47,8 @@ pub enum Ask {
 pub struct Request {
     /// What is asked.
     pub ask: Ask,
+    /// By whom, as far as the socket and the asker say.
+    pub who: String,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Result<Value, String>>,
 }
@@ -64,11 +67,37 @@ impl Ask {
             Self::Switchover => Some(Command::Switchover),
             Self::Leave => Some(Command::Leave),
             Self::Stay => Some(Command::Stay),
-            Self::Apply => Some(Command::Change(site.config.members(site.voter())?)),
+            Self::Apply => {
+                site.read_others()?;
+                Some(Command::Change(site.others().members(site.voter())))
+            }
+            Self::Hold => Some(Command::Change(held(site)?)),
             Self::ForceSolo => Some(Command::ForceSolo),
             Self::Trust => Some(Command::Trust),
         })
     }
+}
+
+/// The present nodes without anybody who decides for them.
+fn held(site: &Site) -> Result<Members> {
+    match site.register().map(|register| register.members) {
+        Some(Members::Pair { nodes, .. }) => Ok(Members::Pair { nodes, loss: OnPeerLoss::Hold }),
+        Some(Members::Single(_)) | None => bail!("this node has no peer"),
+    }
+}
+
+/// One line to the node.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    ask: Ask,
+    #[serde(default)]
+    who: String,
+}
+
+/// The name under which the asker logged in; the socket adds what the kernel knows.
+fn login() -> String {
+    ["SUDO_USER", "LOGNAME", "USER"].iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default()
 }
 
 /// Takes questions until the agent ends.
@@ -85,12 +114,14 @@ pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
 }
 
 async fn answer(mut stream: UnixStream, requests: mpsc::Sender<Request>) -> Result<()> {
+    let uid = stream.peer_cred().context("ask the kernel who asks")?.uid();
     let (read, mut write) = stream.split();
     let mut line = String::new();
     BufReader::new(read.take(LINE_MAX)).read_line(&mut line).await?;
-    let ask: Ask = serde_json::from_str(&line).context("understand a question")?;
+    let Question { ask, who } = serde_json::from_str(&line).context("understand a question")?;
+    let who = format!("{who} (uid {uid})");
     let (reply, answer) = oneshot::channel();
-    requests.send(Request { ask, reply }).await.context("the loop ended")?;
+    requests.send(Request { ask, who, reply }).await.context("the loop ended")?;
     let answer = match answer.await.context("the loop ended")? {
         Ok(value) => json!({ "ok": value }),
         Err(why) => json!({ "error": why }),
@@ -127,7 +158,8 @@ pub fn ask(run: &Path, ask: Ask) -> Result<Value> {
     let mut stream = std::os::unix::net::UnixStream::connect(&path)
         .with_context(|| format!("connect to {}: does `ha run` run?", path.display()))?;
     stream.set_read_timeout(Some(PATIENCE)).context("set a time limit")?;
-    let question = serde_json::to_string(&ask).context("encode a question")?;
+    let question = Question { ask, who: login() };
+    let question = serde_json::to_string(&question).context("encode a question")?;
     stream.write_all(format!("{question}\n").as_bytes()).context("ask the node")?;
     let mut line = String::new();
     std::io::BufReader::new(stream).take(LINE_MAX).read_line(&mut line).context("read the node's answer")?;
@@ -135,65 +167,5 @@ pub fn ask(run: &Path, ask: Ask) -> Result<Value> {
     match answer.get("error").and_then(Value::as_str) {
         Some(why) => bail!("{why}"),
         None => Ok(answer["ok"].take()),
-    }
-}
-
-/// How the pair is, as this node knows it.
-pub fn status(site: &Site) -> Value {
-    let node = site.node.borrow();
-    let Some(node) = node.as_ref() else {
-        return json!({ "voter": site.voter().0, "phase": "Unjoined",
-            "says": "this node belongs to no pair yet: run `ha apply` on the node that has the data" });
-    };
-    let (register, run, now) = (&node.saved.voter.register, &node.run, boot_ms());
-    let lag = node.standby_flushed().map(|flushed| node.lsn().saturating_sub(flushed));
-    let ago = |at: u64| now.saturating_sub(at);
-    json!({
-        "voter": format!("{:016x}", node.id().0),
-        "epoch": register.epoch,
-        "forced": register.forces,
-        "mode": match register.mode { Mode::Paired { .. } => "paired", Mode::Solo { .. } => "solo" },
-        "primary": format!("{:016x}", register.mode.primary().0),
-        "is_primary": register.mode.primary() == node.id(),
-        "phase": format!("{:?}", run.phase),
-        "port": format!("{:?}", site.forward()),
-        "data": format!("{:?}", node.saved.data),
-        "server": match run.server {
-            Server::Down { .. } => "down",
-            Server::Primary { .. } => "primary",
-            Server::Standby { .. } => "standby",
-            Server::Stuck => "stuck",
-        },
-        "mute": node.saved.voter.muted,
-        "lag_bytes": lag,
-        "peer_heard_ms": ago(run.peer.heard_at),
-        "witness_heard_ms": register.members.witness().map(|_| ago(run.witness_at)),
-        "if_the_peer_died_now": prospect(node),
-    })
-}
-
-/// What would happen if the peer died now.
-fn prospect(node: &Node) -> &'static str {
-    use crate::ha::register::Members;
-    let register = &node.saved.voter.register;
-    match (register.mode, register.members, node.run.phase) {
-        (_, _, Phase::Refused(_)) => "this node does not take part: see its phase",
-        (_, _, Phase::Mute) => "this node may have old state and waits to hear the others, or for `ha trust`",
-        (_, Members::Single(_), _) => "there is no peer",
-        (Mode::Solo { holder }, _, _) if holder == node.id() => {
-            "service goes on: this node serves alone already"
-        }
-        (Mode::Solo { .. }, _, _) => "service stops until the peer is back: this node is not in sync yet",
-        (Mode::Paired { .. }, Members::Pair { loss: OnPeerLoss::Witness(_), .. }, _) => {
-            "this node goes on alone, if the witness answers"
-        }
-        (Mode::Paired { .. }, Members::Pair { loss: OnPeerLoss::Prefer(preferred), .. }, _)
-            if preferred == node.id() =>
-        {
-            "this node goes on alone"
-        }
-        (Mode::Paired { .. }, Members::Pair { .. }, _) => {
-            "nothing is written until an operator says `ha force-solo`"
-        }
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! It does not know which of these is due (`super::super::lead`). PostgreSQL documentation: pg_rewind, pg_basebackup, pg_waldump.
 
-use super::node::Site;
 use super::server::{self, tool};
 use super::session;
 use super::settings::{self, CONTROL, OWNER, Role};
+use super::site::Site;
 use crate::durable;
 use crate::ha::state::{Copying, Event};
 use crate::ha::want::{Names, nobody};
@@ -18,6 +18,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::SimpleQueryMessage;
 
+/// How long the holder may take to answer, over any link.
+const REMOTE: Duration = Duration::from_secs(20);
 /// How long recovery before an export may take.
 const RECOVERY: Duration = Duration::from_secs(300);
 
@@ -31,15 +33,16 @@ pub async fn run(site: Rc<Site>, how: Copying) {
         Copying::Rewind => rewind(&site).await,
         Copying::Reseed => reseed(&site).await,
     };
+    if done.is_ok() {
+        site.watch.works("copy");
+    }
     let event = match (done, how) {
         (Ok(()), Copying::Export) => Event::Exported,
         (Ok(()), Copying::Rewind | Copying::Reseed) => Event::Copied,
         (Err(error), _) => {
-            tracing::warn!(
-                ?how,
-                error = format!("{error:#}"),
-                "the database was not brought to the holder's state"
-            );
+            let error = format!("{error:#}");
+            tracing::warn!(?how, error, "the database was not brought to the holder's state");
+            site.watch.trouble("copy", error);
             sleep(Duration::from_secs(1)).await;
             Event::CopyFailed
         }
@@ -55,8 +58,8 @@ fn source(site: &Site) -> String {
 }
 
 async fn rewind(site: &Site) -> Result<()> {
-    let client =
-        session::connect(&site.copy_sockets(), CONTROL).await.context("reach the holder's database")?;
+    let client = session::connect_within(&site.copy_sockets(), CONTROL, REMOTE).await;
+    let client = client.context("reach the holder's database")?;
     client.simple_query("CHECKPOINT").await.context("checkpoint on the holder")?;
     let data = site.config.postgres.data.display().to_string();
     let (source, file) = (source(site), site.main_file().display().to_string());
@@ -81,7 +84,8 @@ async fn reseed(site: &Site) -> Result<()> {
     }
     let (target, source) = (data.display().to_string(), source(site));
     tracing::info!("copying the whole database from the holder");
-    tool(site, "pg_basebackup", &["-D", &target, "-d", &source, "-X", "stream", "-c", "fast"]).await?;
+    tool(site, "pg_basebackup", &["-D", &target, "-d", &source, "-X", "stream", "-c", "fast", "--progress"])
+        .await?;
     tracing::info!("the whole database was copied from the holder");
     Ok(())
 }
@@ -113,7 +117,7 @@ async fn export(site: &Site) -> Result<()> {
     }
     let mut child = server::spawn(site, data, &main)?;
     let read = tokio::select! {
-        read = read_rows(site, &sockets, register.start_lsn, control.timeline) => read,
+        read = read_rows(site, &sockets, register.start_lsn, control) => read,
         ended = child.wait() => bail!("the server of the export ended with {}", ended.context("look after it")?),
     };
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
@@ -128,7 +132,7 @@ async fn export(site: &Site) -> Result<()> {
     Ok(())
 }
 
-async fn read_rows(site: &Site, sockets: &Path, from: u64, timeline: u32) -> Result<String> {
+async fn read_rows(site: &Site, sockets: &Path, from: u64, control: server::Control) -> Result<String> {
     let until = Instant::now() + RECOVERY;
     let client = loop {
         match session::connect(sockets, &site.config.postgres.database).await {
@@ -137,15 +141,27 @@ async fn read_rows(site: &Site, sockets: &Path, from: u64, timeline: u32) -> Res
             Err(_) => sleep(Duration::from_millis(50)).await,
         }
     };
-    let log = site.config.postgres.data.join("pg_wal").display().to_string();
-    let (from, timeline) = (format!("{:X}/{:X}", from >> 32, from & 0xffff_ffff), timeline.to_string());
-    let args = ["-p", &log, "-s", &from, "-t", &timeline, "-r", "Transaction"];
+    let folder = site.config.postgres.data.join("pg_wal");
+    let names = std::fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
+    let names: Vec<String> = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let (start, whole) = log_start(&names, from, control.timeline).context("there is no log to read")?;
+    let (log, timeline) = (folder.display().to_string(), control.timeline.to_string());
+    let position = format!("{:X}/{:X}", start >> 32, start & 0xffff_ffff);
+    let args = ["-p", &log, "-s", &position, "-t", &timeline, "-r", "Transaction"];
     // pg_waldump ends with an error at the end of the log, after it has printed everything before.
     let path = site.config.postgres.bin.join("pg_waldump");
     let output = tokio::process::Command::new(&path).args(args).env("LC_ALL", "C").output().await;
-    let text = output.with_context(|| format!("start {}", path.display()))?.stdout;
-    let committed = committed(&String::from_utf8_lossy(&text));
-    let mut report = format!("# {} transactions were committed here from {from} on\n", committed.len());
+    let output = output.with_context(|| format!("start {}", path.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let read =
+        output.status.success() || said.contains("invalid record length") || said.contains("could not find");
+    ensure!(read || !output.stdout.is_empty(), "`pg_waldump` ended with {}: {}", output.status, said.trim());
+    let committed = committed(&String::from_utf8_lossy(&output.stdout));
+    let mut report = format!("# {} transactions were committed here from {position} on\n", committed.len());
+    if !whole {
+        report += "# where the other node's rows begin to differ is not known: all that the kept log has; \
+                   rows that the other node also has may be among them\n";
+    }
     if committed.is_empty() {
         return Ok(report);
     }
@@ -160,6 +176,21 @@ async fn read_rows(site: &Site, sockets: &Path, from: u64, timeline: u32) -> Res
         }
     }
     Ok(report)
+}
+
+/// Where reading begins, and whether that is where the histories part: the position itself if its segment (16 MiB, named
+/// after timeline and position) is there, else the oldest segment that is.
+fn log_start(names: &[String], from: u64, timeline: u32) -> Option<(u64, bool)> {
+    let segment = |name: &String| {
+        let number = |at: usize| u32::from_str_radix(name.get(at..at + 8)?, 16).ok();
+        let plain = name.len() == 24 && number(0)? == timeline && number(16)? < 256;
+        plain.then_some(u64::from(number(8)?) << 32 | u64::from(number(16)?) << 24)
+    };
+    let segments: Vec<u64> = names.iter().filter_map(segment).collect();
+    if from != 0 && segments.contains(&(from >> 24 << 24)) {
+        return Some((from, true));
+    }
+    segments.into_iter().min().map(|oldest| (oldest, false))
 }
 
 /// Transactions that `pg_waldump` shows as committed.
@@ -184,6 +215,17 @@ async fn column(client: &tokio_postgres::Client, query: &str) -> Result<Vec<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reading_begins_at_the_position_or_with_the_oldest_segment() {
+        let names =
+            ["000000020000000000000003", "000000020000000100000002", "00000002.history", "archive_status"];
+        let names = names.map(str::to_owned);
+        assert_eq!(log_start(&names, 0x0300_0123, 2), Some((0x0300_0123, true)));
+        assert_eq!(log_start(&names, 0x0100_0123, 2), Some((0x0300_0000, false)));
+        assert_eq!(log_start(&names, 0, 2), Some((0x0300_0000, false)));
+        assert_eq!(log_start(&names, 0x0300_0123, 3), None);
+    }
 
     #[test]
     fn commits_are_found_in_the_log() {

@@ -2,7 +2,7 @@
 //!
 //! Data flow, top to bottom:
 //! - `config`: what an operator or the baked image says; `identity`: the node's key and the keys of the others;
-//! - `saved`: the durable state and the proof that it is the newest;
+//! - `saved`: the durable state and the proof that it is the newest; `machine`: whether the disk is where it was;
 //! - `seal`: one datagram, encrypted and authenticated, and what makes it fresh;
 //! - `stream`: one encrypted TCP stream; `gate`: what cuts streams at once;
 //! - `startup`, `filter`: Postgres' wire protocol, as far as the local port looks into it;
@@ -10,33 +10,44 @@
 //! - `port`: the local datastore port; `tunnel`: what passes between the two nodes;
 //! - `settings`: Postgres' files, written from the register; `server`: its process; `session`: what it is asked;
 //! - `copy`: export, rewind, full copy;
-//! - `node`: the loop of a data node; `control`: what an operator asks it; `witness`: the loop of a witness;
+//! - `site`: what the parts of a node share; `node`: its loop; `talk`: what it says and hears; `serial`: over a cable, too;
+//! - `control`: what an operator asks it; `record`: who commanded what; `watch`, `status`: what operators are told;
+//! - `witness`: the loop of a witness; `address`: a process of its own that keeps an address where the primary is;
 //! - `secrets`: what both nodes must know and nobody else;
 //! - `setup`: a first node, a joining node, a site at a witness.
 //!
 //! Nothing here decides who may acknowledge: effects of `super::step` are carried out, in order.
 
+mod address;
 mod config;
 mod control;
 mod copy;
 mod filter;
 mod gate;
 mod identity;
+mod machine;
 mod node;
 mod port;
+mod record;
 mod relay;
 mod saved;
 mod seal;
 mod secrets;
+mod serial;
 mod server;
 mod session;
 mod settings;
 mod setup;
+mod site;
 mod startup;
+mod status;
 mod stream;
+mod talk;
 mod tunnel;
+mod watch;
 mod witness;
 
+pub use address::follow as follow_address;
 pub use config::Config;
 pub use control::{Ask, ask};
 pub use identity::Number;

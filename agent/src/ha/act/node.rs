@@ -6,31 +6,31 @@
 use super::config::Config;
 use super::control::{self, Request};
 use super::copy;
-use super::gate::Gate;
 use super::identity::{Identity, Number};
-use super::saved::{Opened, Store};
-use super::seal::{self, Envelope, Freshness, Header, Stamp};
+use super::machine;
+use super::record;
+use super::saved::{self, Opened, Store};
+use super::seal::{self, Freshness};
+use super::serial::Line;
 use super::server;
 use super::session::{self, Seen};
-use super::stream::Ends;
+use super::site::{Input, Site};
+use super::status;
 use super::{port, tunnel};
-use crate::clock::{boot_ms, boot_us};
+use crate::clock::boot_ms;
 use crate::durable;
-use crate::ha::message::{Message, StandbyName};
-use crate::ha::register::{Platform, Register, VoterId};
-use crate::ha::resume::{Start, blank, resume};
-use crate::ha::state::{Event, Node, Saved};
+use crate::ha::register::{Platform, VoterId};
+use crate::ha::resume::{Start, resume};
+use crate::ha::state::{Command, Event, Saved};
 use crate::ha::step;
-use crate::ha::want::{Effect, Names, Postgres, Task, Tunnel, nobody};
+use crate::ha::want::{Effect, Postgres, Task, Tunnel};
 use anyhow::{Context, Result, bail};
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_local};
 
 /// Between two ticks of the decisions.
@@ -38,124 +38,18 @@ const TICK: Duration = Duration::from_millis(100);
 /// Between two probes of the disk.
 const PROBE: Duration = Duration::from_millis(500);
 
-/// Something that happened, and whom to tell when its effects are done.
-struct Input {
-    event: Event,
-    done: oneshot::Sender<()>,
-}
-
-/// What the parts of one node share.
-pub struct Site {
-    /// What the node was told.
-    pub config: Config,
-    /// Its key.
-    pub identity: Identity,
-    me: Number,
-    /// The decisions' state; nothing before a register was told.
-    pub node: RefCell<Option<Node>>,
-    /// Cut when the port closes.
-    pub port_gate: Rc<Gate>,
-    /// Cut when the tunnel closes.
-    pub tunnel_gate: Rc<Gate>,
-    /// Cut when a copy ends.
-    pub copy_gate: Rc<Gate>,
-    /// The wanted tunnel.
-    pub tunnel: Cell<Tunnel>,
-    /// The wanted job.
-    pub task: Cell<Task>,
-    /// The wanted role.
-    pub postgres: Cell<Postgres>,
-    /// The wanted names.
-    pub names: Cell<Names>,
-    /// Told when the role changes.
-    pub server_wanted: Notify,
-    /// Whether a server runs on the directory, or is about to.
-    pub server_runs: Cell<bool>,
-    /// The server's process.
-    pub server_pid: Cell<Option<i32>>,
-    /// The database's number.
-    pub system_id: Cell<u64>,
-    inputs: mpsc::UnboundedSender<Input>,
-}
-
-impl Site {
-    /// Reports an event, and returns when its effects are done.
-    pub async fn report(&self, event: Event) {
-        let (done, waits) = oneshot::channel();
-        if self.inputs.send(Input { event, done }).is_ok() && waits.await.is_err() {
-            tracing::debug!("an event was dropped");
-        }
-    }
-
-    /// This node's number.
-    pub fn voter(&self) -> VoterId {
-        self.me.voter()
-    }
-
-    /// The newest register that is known.
-    pub fn register(&self) -> Option<Register> {
-        self.node.borrow().as_ref().map(|node| node.saved.voter.register)
-    }
-
-    /// The epoch that is known.
-    pub fn epoch(&self) -> Option<u64> {
-        self.register().map(|register| register.epoch)
-    }
-
-    /// The standby's name in this epoch.
-    pub fn standby_name(&self) -> Option<StandbyName> {
-        self.node.borrow().as_ref().and_then(Node::standby_name)
-    }
-
-    /// Folder of the server's socket.
-    pub fn sockets(&self) -> PathBuf {
-        self.config.run.join("db")
-    }
-
-    /// The server's socket.
-    pub fn server_socket(&self) -> PathBuf {
-        self.sockets().join(".s.PGSQL.5432")
-    }
-
-    /// Folder of the tunnel's end for the standby.
-    pub fn tunnel_sockets(&self) -> PathBuf {
-        self.config.run.join("tunnel")
-    }
-
-    /// Folder of the tunnel's end for copies.
-    pub fn copy_sockets(&self) -> PathBuf {
-        self.config.run.join("copy")
-    }
-
-    /// The server's main file.
-    pub fn main_file(&self) -> PathBuf {
-        self.config.state.join("postgresql.conf")
-    }
-
-    /// Both ends of a stream with the peer, and where it listens.
-    pub fn peer_ends(&self) -> Option<(Ends<'_>, &[SocketAddr])> {
-        let peer = self.config.peer.as_ref()?;
-        let ends = Ends {
-            site: self.config.site,
-            me: &self.identity,
-            voter: self.voter(),
-            peer: peer.voter.voter(),
-            key: peer.key,
-        };
-        Some((ends, &peer.addresses))
-    }
-}
+/// Less free space than two segments of the log is a full disk, bytes.
+const FREE_MIN: u64 = 32 << 20;
 
 /// The loop's own part.
-struct Loop {
-    site: Rc<Site>,
+pub struct Loop {
+    pub(super) site: Rc<Site>,
     store: Store,
-    udp: UdpSocket,
-    session: u64,
-    stamp_us: u64,
-    known: BTreeMap<VoterId, Freshness>,
+    pub(super) udp: UdpSocket,
+    pub(super) serial: Option<Line>,
+    pub(super) stamp_us: u64,
+    pub(super) known: BTreeMap<VoterId, Freshness>,
     job: Option<JoinHandle<()>>,
-    platform: Platform,
 }
 
 /// Runs a data node until it is told to stop.
@@ -215,24 +109,15 @@ async fn main(config: Config) -> Result<()> {
     let clients =
         TcpListener::bind(config.port).await.with_context(|| format!("listen on {}", config.port))?;
     let (inputs, events) = mpsc::unbounded_channel();
-    let site = Rc::new(Site {
-        me: voter,
-        identity,
-        node: RefCell::new(None),
-        port_gate: Rc::default(),
-        tunnel_gate: Rc::default(),
-        copy_gate: Rc::default(),
-        tunnel: Cell::new(Tunnel::Closed),
-        task: Cell::new(Task::Rest),
-        postgres: Cell::new(Postgres::Stopped),
-        names: Cell::new(Names::Only(nobody(voter.voter()))),
-        server_wanted: Notify::new(),
-        server_runs: Cell::new(false),
-        server_pid: Cell::new(None),
-        system_id: Cell::new(0),
-        inputs,
-        config,
-    });
+    let moved = !machine::same(&config);
+    let start = match start {
+        Start::Proven if moved => Start::Unproven { life: Number::draw()?.0 },
+        Start::Proven | Start::Unproven { .. } => start,
+    };
+    if moved {
+        tracing::error!("this disk was in another machine before, or was cloned: its state may be old");
+    }
+    let site = Rc::new(Site::new(config, identity, voter, (platform, moved, inputs))?);
     let (requests, asked) = mpsc::channel(8);
     spawn_local(port::serve(Rc::clone(&site), clients));
     spawn_local(tunnel::serve(Rc::clone(&site), tcp));
@@ -241,12 +126,12 @@ async fn main(config: Config) -> Result<()> {
     spawn_local(control::serve(socket(&site.config.run.join("control"))?, requests));
     spawn_local(probe(Rc::clone(&site)));
     spawn_local(server::supervise(Rc::clone(&site)));
-    let session = Number::draw()?.0;
-    let mut agent =
-        Loop { site, store, udp, session, stamp_us: 0, known: BTreeMap::new(), job: None, platform };
+    let serial = site.config.serial.clone().map(|config| Line::open(Rc::clone(&site), config));
+    let mut agent = Loop { site, store, udp, serial, stamp_us: 0, known: BTreeMap::new(), job: None };
     if let Some(saved) = value {
         agent.begin(saved, start)?;
     }
+    machine::keep(&agent.site.config)?;
     agent.serve(events, asked).await
 }
 
@@ -257,20 +142,43 @@ fn socket(path: &std::path::Path) -> Result<UnixListener> {
     UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))
 }
 
+/// A full disk counts as one that does not flush: the peer may have room, and takes over while this node can still learn of it.
+fn enough_space(folder: &std::path::Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let room = nix::sys::statvfs::statvfs(folder).with_context(|| format!("look at {}", folder.display()))?;
+    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    if free < FREE_MIN {
+        bail!("the disk of {} is full: {free} bytes are free, {FREE_MIN} must be", folder.display());
+    }
+    Ok(())
+}
+
 /// Shows again and again that the disk finishes flushes.
 async fn probe(site: Rc<Site>) {
     let path = site.config.state.join("probe");
+    let (state, _) = files(&site.config);
     loop {
-        let path = path.clone();
+        let (path, state) = (path.clone(), state.clone());
+        let folders = [site.config.state.clone(), site.config.postgres.data.clone()];
         let flushed = tokio::task::spawn_blocking(move || {
             use std::io::Write;
             let mut file = std::fs::File::create(path)?;
             file.write_all(b"x")?;
-            file.sync_data()
+            file.sync_data()?;
+            saved::keep_reserve(&state)?;
+            folders.iter().try_for_each(|folder| enough_space(folder))
         });
         match flushed.await {
-            Ok(Ok(())) => site.report(Event::Synced).await,
-            Ok(Err(error)) => tracing::warn!(%error, "the disk does not flush"),
+            Ok(Ok(())) => {
+                site.watch.works("disk");
+                site.report(Event::Synced).await;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(error = format!("{error:#}"), "the disk does not flush");
+                site.watch.trouble("disk", format!("{error:#}"));
+            }
             Err(error) => tracing::warn!(%error, "the disk was not probed"),
         }
         tokio::time::sleep(PROBE).await;
@@ -301,6 +209,7 @@ impl Loop {
                 received = self.udp.recv_from(&mut datagram) => if let Ok((length, from)) = received {
                     self.hear(&datagram[..length], from)?;
                 },
+                frame = heard(&mut self.serial) => self.hear_serial(&frame)?,
                 Some(request) = asked.recv() => self.answer(request)?,
             }
         }
@@ -325,8 +234,8 @@ impl Loop {
         Ok(())
     }
 
-    fn begin(&mut self, saved: Saved, start: Start) -> Result<()> {
-        let settings = self.site.config.settings(self.platform);
+    pub(super) fn begin(&mut self, saved: Saved, start: Start) -> Result<()> {
+        let settings = self.site.config.settings(self.site.platform);
         let (node, effects) = resume(saved, start, settings, boot_ms());
         self.site.system_id.set(saved.voter.register.system_id);
         tracing::info!(phase = ?node.run.phase, epoch = saved.voter.register.epoch, ?start, "the node begins");
@@ -335,7 +244,7 @@ impl Loop {
     }
 
     /// One decision with all its effects; says why a command was not taken.
-    fn step(&mut self, event: Event) -> Result<Option<&'static str>> {
+    pub(super) fn step(&mut self, event: Event) -> Result<Option<&'static str>> {
         let Some(node) = *self.site.node.borrow() else { return Ok(None) };
         let (next, effects) = step(&node, event, boot_ms());
         if (node.run.phase, node.saved.voter.register.epoch)
@@ -400,68 +309,35 @@ impl Loop {
         };
     }
 
-    fn send(&mut self, message: &Message) {
-        let Some(party) = self.site.config.party(message.to) else {
-            tracing::debug!(to = ?message.to, "the configuration does not name a voter");
-            return;
-        };
-        let now = boot_us();
-        self.stamp_us = now.max(self.stamp_us + 1);
-        let stamp = Stamp { session: self.session, at_us: self.stamp_us };
-        let echo = self.known.get(&message.to).map(|known| known.echo(now)).unwrap_or_default();
-        let header = Header { site: self.site.config.site, from: message.from, to: message.to };
-        let envelope = Envelope { stamp, echo, message: *message };
-        match seal::seal(&self.site.identity, &party.key.point(), header, &envelope) {
-            Ok(datagram) => party.addresses.iter().for_each(|address| {
-                if let Err(error) = self.udp.try_send_to(&datagram, *address) {
-                    tracing::trace!(%error, %address, "a message did not leave");
-                }
-            }),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "a message was not sent"),
-        }
-    }
-
-    fn hear(&mut self, datagram: &[u8], from: SocketAddr) -> Result<()> {
-        let Some(header) = Header::decode(datagram) else { return Ok(()) };
-        let ours = header.site == self.site.config.site && header.to == self.site.voter();
-        let Some(party) = self.site.config.party(header.from).filter(|_| ours) else {
-            tracing::debug!(%from, "a datagram of a stranger");
-            return Ok(());
-        };
-        let envelope = match seal::open(&self.site.identity, &party.key.point(), datagram) {
-            Ok(envelope) => envelope,
-            Err(error) => {
-                tracing::debug!(%from, error = format!("{error:#}"), "a datagram was dropped");
-                return Ok(());
-            }
-        };
-        let register = envelope.message.register;
-        let joins = self.site.node.borrow().is_none() && register.members.has_node(self.site.voter());
-        if joins {
-            let life = Number::draw()?.0;
-            self.begin(blank(self.site.voter(), life, register), Start::Proven)?;
-        }
-        let known = self.known.entry(header.from).or_default();
-        if known.accept(&envelope, self.session, boot_us()) {
-            self.step(Event::Message(envelope.message))?;
-        }
-        Ok(())
-    }
-
     fn answer(&mut self, request: Request) -> Result<()> {
         let answer = match request.ask.command(&self.site) {
-            Ok(Some(command)) => {
-                tracing::warn!(?command, "an operator commands");
-                let refused = self.step(Event::Operator(command))?;
-                refused.map_or_else(|| Ok(control::status(&self.site)), |why| Err(why.to_owned()))
-            }
-            Ok(None) => Ok(control::status(&self.site)),
+            Ok(Some(command)) => self.obey(&request, command)?,
+            Ok(None) => Ok(status::status(&self.site)),
             Err(error) => Err(format!("{error:#}")),
         };
         if request.reply.send(answer).is_err() {
             tracing::debug!("an operator did not wait for the answer");
         }
         Ok(())
+    }
+
+    /// Records who commands, durably, and then obeys.
+    fn obey(&mut self, request: &Request, command: Command) -> Result<Result<serde_json::Value, String>> {
+        tracing::warn!(?command, who = request.who, "an operator commands");
+        let words = serde_json::to_string(&request.ask).context("name a command")?;
+        let words = words.trim_matches('"');
+        if let Err(error) = record::add(&self.site.config.state, &request.who, words, self.site.epoch()) {
+            return Ok(Err(format!("{error:#}; nothing was done")));
+        }
+        let refused = self.step(Event::Operator(command))?;
+        Ok(refused.map_or_else(|| Ok(status::status(&self.site)), |why| Err(why.to_owned())))
+    }
+}
+
+async fn heard(serial: &mut Option<Line>) -> Vec<u8> {
+    match serial {
+        Some(line) => line.heard().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,8 +5,8 @@
 
 use super::filter::Filter;
 use super::gate::Verdict;
-use super::node::Site;
 use super::relay::{Sink, Source, both, pump};
+use super::site::Site;
 use super::startup::{First, STARTUP_MAX, error, parse};
 use super::stream::{self, Purpose};
 use crate::clock::boot_ms;
@@ -98,7 +98,7 @@ async fn client_session(site: &Rc<Site>, mut client: TcpStream) -> Result<()> {
         Port::Peer => {
             let epoch = site.epoch().context("no epoch")?;
             let (ends, addresses) = site.peer_ends().context("no peer")?;
-            let (read, mut write) = stream::connect(&ends, addresses, Purpose::Client(epoch)).await?;
+            let (read, mut write) = stream::connect(&ends, &addresses, Purpose::Client(epoch)).await?;
             write.write(&packet, verdict, || pass.changed()).await?;
             (Source::Sealed(read), Sink::Sealed(write))
         }

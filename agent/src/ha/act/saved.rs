@@ -18,11 +18,28 @@ const MAGIC: &[u8; 8] = b"fh-ha-1\n";
 /// Longest state that is read, bytes.
 const STATE_MAX: u64 = 16 << 10;
 
+/// Bytes that are kept for states of a voter whose disk is full.
+const RESERVE: usize = 256 << 10;
+
 /// One voter's file and its counters.
 pub struct Store {
     path: PathBuf,
     counters: Vec<PathBuf>,
     sequence: u64,
+}
+
+/// A file that is there to be given up: without it a node whose disk is full could not even learn that it lost its role.
+fn reserve(path: &Path) -> PathBuf {
+    path.with_extension("reserve")
+}
+
+/// Makes the reserve of a state, or makes it again once there is space.
+///
+/// # Errors
+/// The file system's.
+pub fn keep_reserve(path: &Path) -> Result<()> {
+    let path = reserve(path);
+    if path.exists() { Ok(()) } else { durable::write(&path, &[0x5a; RESERVE], 0o600) }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -45,6 +62,16 @@ pub struct Opened<T> {
 }
 
 impl Store {
+    /// The file again, where only its count was kept.
+    pub fn again(path: PathBuf, counters: Vec<PathBuf>, sequence: u64) -> Self {
+        Self { path, counters, sequence }
+    }
+
+    /// How many changes there were.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// Makes the file of a new voter, which has no state yet.
     ///
     /// # Errors
@@ -101,7 +128,17 @@ impl Store {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(&body);
         bytes.extend(Sha256::digest(&body));
-        durable::write(&self.path, &bytes, 0o600)?;
+        let written = durable::write(&self.path, &bytes, 0o600);
+        let full = |error: &anyhow::Error| {
+            let cause = error.root_cause().downcast_ref::<std::io::Error>();
+            cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::StorageFull)
+        };
+        match written {
+            Err(error) if full(&error) && std::fs::remove_file(reserve(&self.path)).is_ok() => {
+                durable::write(&self.path, &bytes, 0o600)?;
+            }
+            other => other?,
+        }
         for counter in &self.counters {
             durable::write(counter, sequence.to_string().as_bytes(), 0o600)?;
         }

@@ -3,9 +3,10 @@
 //! Each start is preceded by a report that the server is down, with its files written anew. It does not know why a role is
 //! wanted, and it never restarts a server by itself.
 
-use super::node::Site;
 use super::session::{self, PATIENCE};
 use super::settings::{self, CONTROL, Role};
+use super::site::Site;
+use crate::clock::boot_ms;
 use crate::durable;
 use crate::ha::register::Lsn;
 use crate::ha::state::{Event, Server};
@@ -18,6 +19,7 @@ use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::process::{Child, Command};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
@@ -25,6 +27,8 @@ use tokio_postgres::Client;
 const LOOK: Duration = Duration::from_millis(50);
 /// A server that has not stopped in good order after this long is stopped at once.
 const STOP: Duration = Duration::from_secs(8);
+/// Between two looks at a copy that is made from here, milliseconds.
+const PROGRESS_MS: u64 = 500;
 /// After a failed start.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -47,6 +51,7 @@ struct Process {
     role: Option<Postgres>,
     slot_for: Option<crate::ha::message::StandbyName>,
     recovering: bool,
+    progress_at: u64,
 }
 
 /// A program of Postgres, with its output in errors.
@@ -76,8 +81,24 @@ pub async fn tool(site: &Site, name: &str, args: &[&str]) -> Result<String> {
 /// # Errors
 /// If it is no database.
 pub async fn control(site: &Site, data: &Path) -> Result<Control> {
+    check_version(site, data)?;
     let text = tool(site, "pg_controldata", &["-D", &data.display().to_string()]).await?;
     parse_control(&text)
+}
+
+/// A directory of another major version is not touched.
+fn check_version(site: &Site, data: &Path) -> Result<()> {
+    let path = data.join("PG_VERSION");
+    let made = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let (made, ours) = (made.trim(), site.platform.postgres_major.to_string());
+    if made != ours {
+        bail!(
+            "the database in {} was made by Postgres {made}, but this node has {ours}: nothing was changed; give the node \
+             Postgres {made} again, or move the directory away and have it copied anew",
+            data.display()
+        );
+    }
+    Ok(())
 }
 
 fn parse_control(text: &str) -> Result<Control> {
@@ -134,12 +155,24 @@ pub async fn stop_leftover(data: &Path) -> Result<()> {
 
 /// Moves the server towards the wanted role until the agent ends.
 pub async fn supervise(site: Rc<Site>) {
-    let mut process =
-        Process { site, child: None, client: None, role: None, slot_for: None, recovering: false };
+    let mut process = Process {
+        site,
+        child: None,
+        client: None,
+        role: None,
+        slot_for: None,
+        recovering: false,
+        progress_at: 0,
+    };
     loop {
-        if let Err(error) = process.turn().await {
-            tracing::warn!(error = format!("{error:#}"), "the database server is not as it should be");
-            sleep(PAUSE).await;
+        match process.turn().await {
+            Ok(()) => process.site.watch.works("server"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "the database server is not as it should be");
+                process.site.watch.trouble("server", error);
+                sleep(PAUSE).await;
+            }
         }
         tokio::select! {
             () = sleep(LOOK) => {}
@@ -265,6 +298,11 @@ impl Process {
             // A server that is starting refuses sessions; that is no news.
             Some(_) | None => match session::connect(&self.site.sockets(), CONTROL).await {
                 Ok(client) => client,
+                // One that takes the session and says nothing is stuck.
+                Err(error) if error.is::<Elapsed>() => {
+                    self.report(Server::Stuck).await;
+                    return Ok(());
+                }
                 Err(_) => return Ok(()),
             },
         };
@@ -278,18 +316,31 @@ impl Process {
         if let (Server::Primary { .. }, Tunnel::Serve { name, .. }) = (server, self.site.tunnel.get())
             && self.slot_for != Some(name)
         {
-            session::ensure_slot(&client, name).await?;
+            timeout(PATIENCE, session::ensure_slot(&client, name)).await.context("the server is stuck")??;
             self.slot_for = Some(name);
         }
-        // Compared with the directory's own number before the start.
-        let system_id = self.site.system_id.get();
-        self.site.report(Event::Postgres { system_id, server }).await;
+        if let Server::Primary { lsn, standby, .. } = server {
+            self.site.watch.note_log(boot_ms(), lsn, standby.map(|standby| standby.lsn));
+            if boot_ms() >= self.progress_at {
+                self.progress_at = boot_ms() + PROGRESS_MS;
+                // Whether the server is stuck is asked above; this one is for show.
+                let sent = session::copy_progress(&client).await.unwrap_or_default();
+                self.site.watch.note_copy(boot_ms(), sent);
+            }
+        }
+        self.report(server).await;
         if server == Server::Stuck {
             return Ok(());
         }
         self.promote(want, &client).await?;
         self.client = Some(client);
         Ok(())
+    }
+
+    /// The running server's directory was compared with the register before the start.
+    async fn report(&self, server: Server) {
+        let system_id = self.site.system_id.get();
+        self.site.report(Event::Postgres { system_id, server }).await;
     }
 
     async fn promote(&mut self, want: Postgres, client: &Client) -> Result<()> {

@@ -20,11 +20,19 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 /// # Errors
 /// If the server does not take the session.
 pub async fn connect(sockets: &Path, database: &str) -> Result<Client> {
+    connect_within(sockets, database, PATIENCE).await
+}
+
+/// The same with a server that may be on the other node, behind a slow link.
+///
+/// # Errors
+/// If the server does not take the session in time.
+pub async fn connect_within(sockets: &Path, database: &str, patience: Duration) -> Result<Client> {
     let mut config = tokio_postgres::Config::new();
     config.host_path(sockets).port(5432).user(OWNER).dbname(database).application_name("farhold-agent");
-    config.connect_timeout(PATIENCE);
+    config.connect_timeout(patience);
     let (client, connection) =
-        timeout(PATIENCE, config.connect(NoTls)).await.context("the server is stuck")??;
+        timeout(patience, config.connect(NoTls)).await.context("the server is stuck")??;
     tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a session with Postgres ended");
@@ -73,6 +81,18 @@ pub async fn look(client: &Client, name: Option<StandbyName>) -> Result<Server> 
     }
     let standby = name.zip(number(3)).map(|(name, lsn)| Flushed { name, lsn });
     Ok(Server::Primary { timeline, lsn, standby })
+}
+
+/// How far a full copy from here is: bytes sent, bytes in all as Postgres estimates them.
+///
+/// # Errors
+/// The server's.
+pub async fn copy_progress(client: &Client) -> Result<Option<(u64, u64)>> {
+    let query =
+        "SELECT sum(backup_streamed)::bigint, sum(backup_total)::bigint FROM pg_stat_progress_basebackup";
+    let row = timeout(PATIENCE, row(client, query)).await.context("the server is stuck")??;
+    let number = |at: usize| row.get(at).and_then(Option::as_deref).and_then(|text| text.parse::<u64>().ok());
+    Ok(number(0).zip(number(1)))
 }
 
 /// Makes the standby's slot, and lets go of slots of others.

@@ -39,6 +39,15 @@ pub enum Purpose {
     Client(u64),
 }
 
+/// The first frame.
+#[derive(Serialize, Deserialize)]
+struct Opening {
+    /// The sender's life: a stream is let in only from the life whose messages are listened to, so that a clone of the
+    /// peer's disk gets none.
+    session: u64,
+    purpose: Purpose,
+}
+
 /// Who connects to whom.
 pub struct Ends<'a> {
     /// The site.
@@ -47,6 +56,8 @@ pub struct Ends<'a> {
     pub me: &'a Identity,
     /// Our number.
     pub voter: VoterId,
+    /// Our life.
+    pub session: u64,
     /// Their number.
     pub peer: VoterId,
     /// Their key.
@@ -115,20 +126,21 @@ async fn connect_to(ends: &Ends<'_>, address: SocketAddr, purpose: Purpose) -> R
     let answer = receive(&mut tcp, 256).await?;
     noise.read_message(&answer, &mut buffer).context("the other side has another key than the peer's")?;
     let (reader, mut writer) = halves(tcp, noise)?;
-    let purpose = postcard::to_allocvec(&purpose).context("encode what the stream is for")?;
-    writer.write(&purpose, || Verdict::Go, std::future::pending).await?;
+    let opening = Opening { session: ends.session, purpose };
+    let opening = postcard::to_allocvec(&opening).context("encode what the stream is for")?;
+    writer.write(&opening, || Verdict::Go, std::future::pending).await?;
     Ok((reader, writer))
 }
 
-/// Answers a handshake; says what the peer wants.
+/// Answers a handshake of the peer in this life of it; says what the peer wants.
 ///
 /// # Errors
 /// If the other side is not the peer.
-pub async fn accept(ends: &Ends<'_>, tcp: TcpStream) -> Result<(Purpose, Reader, Writer)> {
-    timeout(PATIENCE, answer(ends, tcp)).await.context("a handshake took too long")?
+pub async fn accept(ends: &Ends<'_>, life: u64, tcp: TcpStream) -> Result<(Purpose, Reader, Writer)> {
+    timeout(PATIENCE, answer(ends, life, tcp)).await.context("a handshake took too long")?
 }
 
-async fn answer(ends: &Ends<'_>, mut tcp: TcpStream) -> Result<(Purpose, Reader, Writer)> {
+async fn answer(ends: &Ends<'_>, life: u64, mut tcp: TcpStream) -> Result<(Purpose, Reader, Writer)> {
     tcp.set_nodelay(true)?;
     let expected = prologue(ends, ends.peer, ends.voter);
     let mut said = vec![0; expected.len()];
@@ -142,8 +154,9 @@ async fn answer(ends: &Ends<'_>, mut tcp: TcpStream) -> Result<(Purpose, Reader,
     send(&mut tcp, &buffer[..length]).await?;
     let (mut reader, writer) = halves(tcp, noise)?;
     let Some(purpose) = reader.read().await? else { bail!("a stream ended before it said what it is for") };
-    let purpose = postcard::from_bytes(purpose).context("a stream does not say what it is for")?;
-    Ok((purpose, reader, writer))
+    let opening: Opening = postcard::from_bytes(purpose).context("a stream does not say what it is for")?;
+    ensure!(opening.session == life, "a stream of another life of the peer than the one that is listened to");
+    Ok((opening.purpose, reader, writer))
 }
 
 async fn send(tcp: &mut TcpStream, bytes: &[u8]) -> Result<()> {

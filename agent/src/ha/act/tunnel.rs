@@ -5,9 +5,9 @@
 
 use super::filter::Filter;
 use super::gate::{Pass, Verdict};
-use super::node::Site;
 use super::relay::{Sink, Source, both, pump};
 use super::settings;
+use super::site::Site;
 use super::startup::{First, Session, parse};
 use super::stream::{self, Purpose, Reader, Writer};
 use crate::ha::port::Port;
@@ -44,7 +44,7 @@ pub async fn serve(site: Rc<Site>, listener: TcpListener) {
 
 async fn answer(site: &Rc<Site>, tcp: TcpStream) -> Result<()> {
     let (ends, _) = site.peer_ends().context("there is no peer")?;
-    let (purpose, mut reader, writer) = stream::accept(&ends, tcp).await?;
+    let (purpose, mut reader, writer) = stream::accept(&ends, site.peer_session.get(), tcp).await?;
     let Some(first) = reader.read().await? else { return Ok(()) };
     let packet = first.to_vec();
     let Some(Ok(First::Session(session))) = packet.get(4..).map(parse) else { bail!("no startup packet") };
@@ -175,7 +175,7 @@ async fn outward(
 ) -> Result<()> {
     let packet = startup(&mut local).await?;
     let (ends, addresses) = site.peer_ends().context("there is no peer")?;
-    let (reader, mut writer) = stream::connect(&ends, addresses, purpose).await?;
+    let (reader, mut writer) = stream::connect(&ends, &addresses, purpose).await?;
     let ask = || if pass.holds() { verdict() } else { Verdict::Stop };
     writer.write(&packet, ask, || pass.changed()).await?;
     let (read, write) = local.into_split();
