@@ -84,14 +84,15 @@ OTHER_VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE)-$(OTHER) FARHOLD=$(CURD
 OTHER_TESTS := boots_to_running updates_over_a_slow_link falls_back_to_the_other_release moves_to_the_other_slot two_builds_are_identical
 
 # The tests of the pair run real servers in network namespaces.
-test: PACKAGES += postgresql iproute2 util-linux
+test: PACKAGES += postgresql iproute2 util-linux iptables faketime strace
 test: image ## all tests that fit in CI
-	$(CARGO) test --release --workspace --exclude qemu-tests
+	RUST_TEST_THREADS=4 $(CARGO) test --release --workspace --exclude qemu-tests  # those of the pair mostly wait
 	$(VM_ENV) $(CARGO) test --release -p qemu-tests -- --test-threads=1
 
 test-all: test ## and the ones that take longer
 	$(CARGO) test --release -p image-builder -- --ignored
 	$(CARGO) test --release -p agent --lib -- --ignored --nocapture
+	$(CARGO) test --release -p agent --test ha_site every_subset -- --ignored --nocapture
 	$(CARGO) test --release -p agent --test ha_site campaign -- --ignored --nocapture
 	$(VM_ENV) $(CARGO) test --release -p qemu-tests --features long -- --test-threads=1
 	@$(MAKE) --no-print-directory image-$(OTHER)
@@ -100,7 +101,7 @@ test-all: test ## and the ones that take longer
 bench: programs-x86_64 programs-arm64 ## farhold beside its peers, with ratios
 	$(CARGO) bench -p image-builder --bench bake
 	$(CARGO) bench -p image-builder --bench delta
-	$(CARGO) test --release -p agent --test ha_site bench -- --ignored --nocapture
+	$(CARGO) test --release -p agent --test ha_site bench -- --ignored --nocapture --test-threads=1
 
 check: ## formatting, lints, licences and advisories
 	$(CARGO) fmt --check

@@ -24,7 +24,7 @@ pub struct Ack {
     pub value: String,
 }
 
-fn variable(name: &str) -> String {
+pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
 }
 
@@ -44,49 +44,41 @@ pub fn work() {
         match variable("FARHOLD_HA_CLIENT").as_str() {
             "write" => write().await,
             "read" => read().await,
-            "bench" => bench().await,
+            "bench" => super::bench::work().await,
+            "relay" => super::relay::work(&variable("FARHOLD_HA_RELAY")).await,
+            "year" => year().await,
+            "cancel" => cancel().await,
             "table" => connect().await.unwrap().batch_execute(TABLE).await.unwrap(),
             other => panic!("{other}"),
         }
     });
 }
 
-/// The same writes in turn through the port, over the server's own socket, and over a second session on that: the last two
-/// are equal, so their difference is the noise.
-async fn bench() {
-    let socket = variable("FARHOLD_HA_SOCKET");
-    let mut direct = tokio_postgres::Config::new();
-    direct
-        .host_path(&socket)
-        .port(5432)
-        .user("kine")
-        .dbname("kine")
-        .password(variable("FARHOLD_HA_PASSWORD"));
-    let mut ways = vec![("port", connect().await.unwrap(), Vec::new())];
-    for name in ["direct", "direct again"] {
-        let (client, connection) = direct.connect(NoTls).await.unwrap();
-        tokio::spawn(async move { drop(connection.await) });
-        ways.push((name, client, Vec::new()));
-    }
-    for count in 0..1500 {
-        for (name, client, times) in &mut ways {
-            let began = Instant::now();
-            let (key, value) = (format!("/bench/{name}"), format!("{name}-{count}"));
-            let insert = "INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) \
-                          VALUES ($1, 0, 0, 0, $2, 0, $3)";
-            client.execute(insert, &[&key, &i64::from(count), &value.as_bytes()]).await.unwrap();
-            times.push(began.elapsed());
-        }
-    }
-    for (name, _, times) in &mut ways {
-        let total: Duration = times.iter().sum();
-        times.sort();
-        let (middle, late) = (times[times.len() / 2], times[times.len() * 99 / 100]);
-        println!(
-            "BENCH {name}: {:.0} writes/s, median {middle:?}, p99 {late:?}",
-            times.len() as f64 / total.as_secs_f64()
-        );
-    }
+/// A write that waits for its standby, and a request to cancel it.
+async fn cancel() {
+    let client = connect().await.unwrap();
+    let token = client.cancel_token();
+    let insert = "INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) \
+                  VALUES ('/cancelled', 0, 0, 0, 0, 0, 'x')";
+    let write = client.batch_execute(insert);
+    tokio::pin!(write);
+    let patience = Duration::from_millis(700);
+    assert!(
+        tokio::time::timeout(patience, &mut write).await.is_err(),
+        "the write did not wait for the standby"
+    );
+    // As pgx does when a context ends.
+    token.cancel_query(NoTls).await.unwrap();
+    assert!(tokio::time::timeout(patience, &mut write).await.is_err(), "the cancelled write came back");
+    println!("WAITS AFTER CANCEL");
+    write.await.unwrap();
+    println!("COMMITTED");
+}
+
+/// The year that the database's own clock shows.
+async fn year() {
+    let row = connect().await.unwrap().query_one("SELECT extract(year FROM now())::int", &[]).await.unwrap();
+    println!("YEAR {}", row.get::<_, i32>(0));
 }
 
 async fn read() {
@@ -160,10 +152,11 @@ pub fn parse(node: u8, line: &str) -> Option<Ack> {
 }
 
 impl Clients {
-    pub fn new(site: &Site, on_each: usize) -> Self {
+    /// So many on each of these nodes.
+    pub fn new(site: &Site, nodes: &[Node], on_each: usize) -> Self {
         let (tell, told) = channel();
         let mut children = Vec::new();
-        for (at, node) in [Node::A, Node::B].into_iter().cycle().take(2 * on_each).enumerate() {
+        for (at, node) in nodes.iter().copied().cycle().take(nodes.len() * on_each).enumerate() {
             let mut child = site
                 .client(node, "write")
                 .env("FARHOLD_HA_ME", format!("c{at}"))

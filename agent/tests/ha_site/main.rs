@@ -6,11 +6,20 @@
 
 #![expect(clippy::unwrap_used, reason = "tests may panic in their helpers")]
 
+mod bench;
 mod campaign;
 mod client;
+mod faults;
 mod k3s;
+mod links;
 mod net;
+mod operators;
+mod paths;
+mod plan;
+mod refused;
+mod relay;
 mod site;
+mod traps;
 
 use site::{Node, Site};
 use std::time::Duration;
@@ -162,36 +171,23 @@ fn a_witness_from_an_old_backup_gives_no_second_primary() {
     site.prove(clients);
 }
 
-/// A node with another key than the enrolled one is not heard, and nothing of it is taken.
-#[test]
-fn a_peer_with_another_key_is_refused() {
-    let mut site = Site::paired("otherkey");
-    site.kill(Node::B);
-    site.forge_key(Node::B);
-    site.start(Node::B);
-    site.wait_alone(Node::A, LONG);
-    site.wait_log(Node::A, "it is not the sender's", LONG);
-    site.wait_deaf(Node::A, Duration::from_secs(3));
-    assert!(site.is_alone(Node::A));
-}
-
 /// For `make bench`: what the port costs beside a direct session, in one run, with a null pair.
 #[test]
 #[ignore = "a measurement"]
 fn bench_the_port_beside_a_direct_session() {
-    let site = Site::paired("bench");
-    let output =
-        site.client(Node::A, "bench").env("FARHOLD_HA_SOCKET", site.socket(Node::A)).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}");
-    text.lines()
-        .filter_map(|line| line.find("BENCH").map(|at| &line[at..]))
-        .for_each(|line| println!("{line}"));
+    bench::port();
 }
 
-/// For `make test-all`: `FARHOLD_HA_SEED` and `FARHOLD_HA_ROUNDS` say which faults and how many.
+/// For `make bench`: how long writes are away.
 #[test]
-#[ignore = "long: a campaign of random faults on real Postgres"]
+#[ignore = "a measurement: about 15 minutes"]
+fn bench_outages() {
+    bench::outages();
+}
+
+/// For `make test-all`: 1,000 schedules; `FARHOLD_HA_SEED`, `…_SCHEDULES`, `…_SHARDS`, `…_MINUTES` say otherwise.
+#[test]
+#[ignore = "long: 1,000 schedules of random faults on real Postgres"]
 fn campaign_of_random_faults() {
     campaign::run();
 }

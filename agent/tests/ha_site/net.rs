@@ -2,12 +2,13 @@
 
 use super::site::Node;
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// Sets up everything, says so, and waits until it is killed.
 const SETUP: &str = "set -e; mount -t tmpfs t /run; mkdir /run/netns; ip link set lo up; \
     ip link add br0 type bridge; ip link set br0 up; \
-    for n in 1 2 3; do ip netns add n$n; ip link add v$n type veth peer name eth0 netns n$n; \
+    for n in 1 2 3 4; do ip netns add n$n; ip link add v$n type veth peer name eth0 netns n$n; \
     ip link set v$n master br0 up; ip netns exec n$n ip addr add 10.77.0.$n/24 dev eth0; \
     ip netns exec n$n ip link set eth0 up; ip netns exec n$n ip link set lo up; done; echo ready; exec sleep 100000";
 
@@ -51,6 +52,49 @@ impl Net {
         command
     }
 
+    /// A path as the parties see it, which may lie on a disk that only they have.
+    pub fn outside(&self, path: &Path) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{}", self.pid, path.display()))
+    }
+
+    /// A small disk of its own at this folder, for every process that is started later.
+    pub fn small_disk(&self, folder: &Path, mib: u32) {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.pid, "--user", "--mount", "--net", "--preserve-credentials"]);
+        command.args(["mount", "-t", "tmpfs", "-o", &format!("size={mib}M,mode=0777"), "small"]);
+        assert!(command.arg(folder).status().expect("start `nsenter`").success(), "mount a small disk");
+    }
+
+    /// So many of a hundred packets that would arrive at each party are lost.
+    pub fn lose(&self, percent: u8) {
+        let chance = format!("0.{percent:02}");
+        let rule =
+            ["-A", "INPUT", "-i", "eth0", "-m", "statistic", "--mode", "random", "--probability", &chance];
+        for node in Node::ALL {
+            let status = self.inside(node, "iptables").args(rule).args(["-j", "DROP"]).status();
+            assert!(status.expect("start `iptables` (Debian: iptables)").success(), "iptables");
+        }
+    }
+
+    /// Every packet arrives again.
+    pub fn lose_nothing(&self) {
+        for node in Node::ALL {
+            assert!(self.inside(node, "iptables").args(["-F", "INPUT"]).status().unwrap().success());
+        }
+    }
+
+    /// What a party's kernel believes about a neighbour.
+    pub fn neighbour(&self, node: Node, ip: &str) -> String {
+        let output = self.inside(node, "ip").args(["neigh", "show", ip]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The hardware address of a party.
+    pub fn hardware(&self, node: Node) -> String {
+        let output = self.inside(node, "cat").arg("/sys/class/net/eth0/address").output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
     fn neighbours(&self, node: Node, args: &[&str]) {
         let status = self.inside(node, "ip").arg("neigh").args(args).status().expect("start `ip`");
         assert!(status.success(), "ip neigh {args:?}");
@@ -72,6 +116,13 @@ impl Net {
     pub fn isolate(&self, node: Node) {
         for other in Node::ALL.into_iter().filter(|other| *other != node) {
             self.part(node, other);
+        }
+    }
+
+    /// These two, who were parted, hear each other again.
+    pub fn heal_between(&self, a: Node, b: Node) {
+        for (node, other) in [(a, b), (b, a)] {
+            self.neighbours(node, &["del", &other.address(), "dev", "eth0"]);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::client::{self, Ack, Clients};
 use super::net::Net;
+pub use super::plan::{Node, Plan};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -11,35 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Node {
-    A,
-    B,
-    W,
-}
-
-impl Node {
-    pub const ALL: [Self; 3] = [Self::A, Self::B, Self::W];
-
-    pub fn number(self) -> u8 {
-        match self {
-            Self::A => 1,
-            Self::B => 2,
-            Self::W => 3,
-        }
-    }
-
-    pub fn address(self) -> String {
-        format!("10.77.0.{}", self.number())
-    }
-}
-
 pub struct Site {
     pub net: Net,
     folder: PathBuf,
     _guard: tempfile::TempDir,
     running: Vec<(Node, Child)>,
-    times: Value,
+    relays: Vec<Child>,
+    plan: Plan,
 }
 
 const SITE: &str = "00000000000000aa";
@@ -49,7 +28,7 @@ pub fn agent() -> &'static str {
 }
 
 /// The newest Postgres of Debian, or the one that is asked for.
-fn postgres() -> PathBuf {
+pub fn postgres() -> PathBuf {
     if let Ok(path) = std::env::var("FARHOLD_PG_BIN") {
         return PathBuf::from(path);
     }
@@ -64,42 +43,76 @@ fn postgres() -> PathBuf {
 impl Site {
     /// A new site, both nodes in sync, A primary, kine's table made.
     pub fn paired(name: &str) -> Self {
-        Self::new(name, json!({}))
+        Self::with(name, Plan::default())
     }
 
     /// The same with shorter times.
     pub fn paired_quickly(name: &str) -> Self {
-        let times = json!({ "peer_lost_ms": 1000, "retry_ms": 300, "stale_ms": 2000, "rejoin_pause_ms": 100, "hand_over_ms": 5000 });
-        Self::new(name, times)
+        Self::with(name, Plan::quick())
     }
 
-    fn new(name: &str, times: Value) -> Self {
-        let guard = tempfile::Builder::new().prefix(&format!("ha-{name}-")).tempdir().unwrap();
-        let mut site = Self {
-            net: Net::new(),
-            folder: guard.path().to_owned(),
-            _guard: guard,
-            running: Vec::new(),
-            times,
-        };
+    /// The same with whatever else differs.
+    pub fn with(name: &str, plan: Plan) -> Self {
+        let mut site = Self::empty(name, plan);
         let a = site.enrol(Node::A, &["--first"]);
         let b = site.enrol(Node::B, &[]);
+        let w = site.plan.witness.then(|| site.enrol_witness(&a, &b));
+        site.configure(Node::A, Some(&b), w.as_ref());
+        site.configure(Node::B, Some(&a), w.as_ref());
+        site.relay();
+        site.parties().into_iter().for_each(|node| site.start(node));
+        site.wait(Node::A, Duration::from_secs(60), |status| status["phase"] == "Alone(Apart)");
+        site.ha(Node::A, &["apply"]);
+        site.wait_paired(Duration::from_secs(300));
+        site.make_table();
+        site
+    }
+
+    /// Networks and folders, nothing else.
+    pub fn empty(name: &str, plan: Plan) -> Self {
+        let guard = tempfile::Builder::new().prefix(&format!("ha-{name}-")).tempdir().unwrap();
+        let folder = guard.path().to_owned();
+        let site =
+            Self { net: Net::new(), folder, _guard: guard, running: Vec::new(), relays: Vec::new(), plan };
+        if let Some((node, mib)) = site.plan.small_disk {
+            std::fs::create_dir_all(site.home(node)).unwrap();
+            site.net.small_disk(&site.home(node), mib);
+        }
+        site
+    }
+
+    pub fn make_table(&self) {
+        let mut table = self.client(Node::A, "table");
+        assert!(table.stdout(Stdio::null()).status().unwrap().success());
+    }
+
+    /// Nodes, and the witness if there is one.
+    pub fn parties(&self) -> Vec<Node> {
+        Node::ALL.into_iter().filter(|node| self.plan.witness || *node != Node::W).collect()
+    }
+
+    pub fn enrol_witness(&self, a: &Value, b: &Value) -> Value {
         let node = |party: &Value| {
             format!("{}:{}", party["voter"].as_str().unwrap(), party["key"].as_str().unwrap())
         };
-        let (state, run) = (site.path("w/state"), site.path("w/run"));
-        let mut add = site.net.as_user(Node::W, agent());
+        let (state, run) = (self.path("w/state"), self.path("w/run"));
+        let mut add = self.net.as_user(Node::W, agent());
         add.args(["witness", "--state", &state, "--run", &run, "add", "--site", SITE]);
-        let w = output(add.args(["--node", &node(&a), "--node", &node(&b)]));
-        site.configure(Node::A, Some((&b, &w)));
-        site.configure(Node::B, Some((&a, &w)));
-        Node::ALL.into_iter().for_each(|node| site.start(node));
-        site.wait(Node::A, Duration::from_secs(60), |status| status["phase"] == "Alone(Apart)");
-        site.ha(Node::A, &["apply"]);
-        site.wait_paired(Duration::from_secs(120));
-        let mut table = site.client(Node::A, "table");
-        assert!(table.stdout(Stdio::null()).status().unwrap().success());
-        site
+        output(add.args(["--node", &node(a), "--node", &node(b)]))
+    }
+
+    /// On every node a relay to each other party, which holds everything back for a while.
+    fn relay(&mut self) {
+        let Some(delay) = self.plan.delay_ms else { return };
+        for node in [Node::A, Node::B] {
+            for other in Node::ALL.into_iter().filter(|other| *other != node) {
+                let ways =
+                    format!("{}:{},{}:7600,{delay}", node.address(), relay_port(other), other.address());
+                let mut command = self.worker(node, "relay");
+                let relay = command.env("FARHOLD_HA_RELAY", ways).stdout(Stdio::null()).spawn().unwrap();
+                self.relays.push(relay);
+            }
+        }
     }
 
     fn path(&self, name: &str) -> String {
@@ -110,33 +123,46 @@ impl Site {
         self.folder.join(format!("{node:?}").to_lowercase())
     }
 
-    fn configure(&self, node: Node, others: Option<(&Value, &Value)>) -> PathBuf {
+    /// A file of a node, as this process reaches it.
+    pub fn file(&self, node: Node, name: &str) -> PathBuf {
+        self.net.outside(&self.home(node).join(name))
+    }
+
+    /// Writes a node's configuration: its peer and its witness, each with where it is.
+    pub fn configure_as(&self, node: Node, others: &[(&str, Node, &Value)]) -> PathBuf {
         let home = self.home(node);
-        std::fs::create_dir_all(&home).unwrap();
-        let party = |value: &Value, other: Node| {
-            json!({ "voter": value["voter"], "key": value["key"],
-            "addresses": [format!("{}:7600", other.address())] })
-        };
-        let other = if node == Node::A { Node::B } else { Node::A };
+        std::fs::create_dir_all(self.file(node, "")).unwrap();
         let mut config = json!({
             "site": SITE, "state": home.join("state"), "run": home.join("run"), "counter": home.join("count"),
-            "times": self.times,
+            "machine": home.join("serial-number"), "times": self.plan.times,
             "listen": format!("{}:7600", node.address()), "port": "127.0.0.1:5000",
             "postgres": { "bin": postgres(), "data": home.join("data"),
                 "settings": { "shared_buffers": "16MB", "max_connections": "40" } },
             "k3s": super::k3s::configuration(&home, node),
         });
-        if let Some((peer, witness)) = others {
-            config["peer"] = party(peer, other);
-            config["witness"] = party(witness, Node::W);
+        for (name, other, party) in others {
+            let address = match self.plan.delay_ms {
+                Some(_) => format!("{}:{}", node.address(), relay_port(*other)),
+                None => format!("{}:7600", other.address()),
+            };
+            config[*name] = json!({ "voter": party["voter"], "key": party["key"], "addresses": [address] });
         }
-        let path = home.join("ha.json");
-        std::fs::write(&path, config.to_string()).unwrap();
-        path
+        (self.plan.tweak)(node, &mut config);
+        std::fs::write(self.file(node, "serial-number"), format!("{node:?}")).unwrap();
+        std::fs::write(self.file(node, "ha.json"), config.to_string()).unwrap();
+        home.join("ha.json")
     }
 
-    fn enrol(&self, node: Node, args: &[&str]) -> Value {
-        let config = self.configure(node, None);
+    /// A node of the ordinary pair.
+    pub fn configure(&self, node: Node, peer: Option<&Value>, witness: Option<&Value>) -> PathBuf {
+        let other = if node == Node::A { Node::B } else { Node::A };
+        let peer = peer.map(|peer| ("peer", other, peer));
+        let witness = witness.map(|witness| ("witness", Node::W, witness));
+        self.configure_as(node, &peer.into_iter().chain(witness).collect::<Vec<_>>())
+    }
+
+    pub fn enrol(&self, node: Node, args: &[&str]) -> Value {
+        let config = self.configure(node, None, None);
         output(self.net.as_user(node, agent()).args(["ha", "--config"]).arg(config).arg("init").args(args))
     }
 
@@ -146,7 +172,11 @@ impl Site {
             .append(true)
             .open(self.folder.join(format!("{node:?}.log")))
             .unwrap();
-        let mut command = self.net.as_user(node, agent());
+        let wrap = self.plan.wrap.as_ref().filter(|(wrapped, _)| *wrapped == node);
+        let words = wrap.iter().flat_map(|(_, words)| words.iter().map(String::as_str)).chain([agent()]);
+        let words: Vec<&str> = words.collect();
+        let mut command = self.net.as_user(node, words[0]);
+        command.args(&words[1..]).envs(self.plan.env.iter().map(|(name, value)| (name, value)));
         if node == Node::W {
             let (state, run) = (self.path("w/state"), self.path("w/run"));
             command.args(["witness", "--state", &state, "--run", &run, "--listen", "10.77.0.3:7600"]);
@@ -196,34 +226,106 @@ impl Site {
             let cwd = std::fs::read_link(pid.join("cwd")).unwrap_or_default();
             cwd == data || String::from_utf8_lossy(&line).contains(&folder)
         };
-        for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
-            let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-            if let Some(pid) = number.filter(|_| of_node(&entry.path())) {
-                match nix::sys::signal::kill(Pid::from_raw(pid), signal) {
-                    // One that ended in between is as dead as the others.
-                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                    Err(error) => panic!("{signal} to {pid}: {error}"),
-                }
-            }
-        }
+        processes(of_node, signal);
     }
 
     /// kill -9 of a node's database server only.
     pub fn kill_server(&self, node: Node) {
-        let text = std::fs::read_to_string(self.home(node).join("data/postmaster.pid")).unwrap_or_default();
+        let text = std::fs::read_to_string(self.file(node, "data/postmaster.pid")).unwrap_or_default();
         if let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) {
-            match nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL) {
-                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                Err(error) => panic!("kill {pid}: {error}"),
-            }
+            send(pid, Signal::SIGKILL);
         }
     }
 
-    fn ha(&self, node: Node, args: &[&str]) {
+    /// A signal to the database server's processes only.
+    pub fn signal_server(&self, node: Node, signal: Signal) {
+        let data = self.home(node).join("data");
+        processes(|pid| std::fs::read_link(pid.join("cwd")).is_ok_and(|cwd| cwd == data), signal);
+    }
+
+    /// A signal to the one process of a node's database whose title has this word.
+    pub fn signal_titled(&self, node: Node, title: &str, signal: Signal) {
+        let data = self.home(node).join("data");
+        let chosen = |pid: &Path| {
+            let line = std::fs::read(pid.join("cmdline")).unwrap_or_default();
+            std::fs::read_link(pid.join("cwd")).is_ok_and(|cwd| cwd == data)
+                && String::from_utf8_lossy(&line).contains(title)
+        };
+        processes(chosen, signal);
+    }
+
+    /// A signal to the agent only, not to its database.
+    pub fn signal_agent(&self, node: Node, signal: Signal) {
+        let (folder, data) = (format!("{}/", self.home(node).display()), self.home(node).join("data"));
+        let of_agent = |pid: &Path| {
+            let line = std::fs::read(pid.join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            let server = std::fs::read_link(pid.join("cwd")).is_ok_and(|cwd| cwd == data);
+            line.starts_with(agent()) && line.contains(&folder) && !server
+        };
+        processes(of_agent, signal);
+    }
+
+    /// Number and key of a party, as its first configuration told the others.
+    pub fn party(&self, node: Node) -> Value {
+        let holder = if node == Node::A { Node::B } else { Node::A };
+        let text = std::fs::read_to_string(self.file(holder, "ha.json")).unwrap();
+        let config: Value = serde_json::from_str(&text).unwrap();
+        config[if node == Node::W { "witness" } else { "peer" }].clone()
+    }
+
+    /// Changes a node's configuration where it stands.
+    pub fn change_config(&self, node: Node, change: impl FnOnce(&mut Value)) {
+        let path = self.file(node, "ha.json");
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        change(&mut config);
+        std::fs::write(&path, config.to_string()).unwrap();
+    }
+
+    /// The disk of a node that is off, cloned into another machine; what dies with a boot is not on it.
+    pub fn clone_disk(&self, from: Node, to: Node) {
+        let status =
+            Command::new("cp").arg("-a").arg(self.file(from, "")).arg(self.file(to, "")).status().unwrap();
+        assert!(status.success());
+        std::fs::remove_dir_all(self.file(to, "run")).unwrap();
+        std::fs::write(self.file(to, "serial-number"), format!("{to:?}")).unwrap();
+        let text = std::fs::read_to_string(self.file(to, "ha.json")).unwrap();
+        let (home, there) = (self.home(from).display().to_string(), self.home(to).display().to_string());
+        let text = text.replace(&format!("{home}/"), &format!("{there}/"));
+        let own = |node: Node| format!("\"listen\":\"{}:", node.address());
+        std::fs::write(self.file(to, "ha.json"), text.replace(&own(from), &own(to))).unwrap();
+    }
+
+    /// Resident memory of a party's agent.
+    pub fn resident_kib(&self, node: Node) -> u64 {
+        let folder = format!("{}/", self.home(node).display());
+        let mut found = 0;
+        for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            if line.starts_with(agent()) && line.contains(&folder) {
+                let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+                let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+                let kib =
+                    resident.and_then(|text| text.split_whitespace().next()).and_then(|kib| kib.parse().ok());
+                found = found.max(kib.unwrap_or(0));
+            }
+        }
+        found
+    }
+
+    pub fn ha(&self, node: Node, args: &[&str]) -> String {
+        self.try_ha(node, args).unwrap_or_else(|said| panic!("ha {args:?}: {said}"))
+    }
+
+    /// What `ha` prints, or what it says against it.
+    pub fn try_ha(&self, node: Node, args: &[&str]) -> Result<String, String> {
         let config = self.home(node).join("ha.json");
         let mut command = self.net.as_user(node, agent());
-        let output = command.args(["ha", "--config"]).arg(config).args(args).output().unwrap();
-        assert!(output.status.success(), "ha {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        command.args(["ha", "--config"]).arg(config).args(args).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
     pub fn status(&self, node: Node) -> Option<Value> {
@@ -249,7 +351,7 @@ impl Site {
         }
     }
 
-    fn show_logs(&self) {
+    pub fn show_logs(&self) {
         for node in Node::ALL {
             let log = std::fs::read_to_string(self.folder.join(format!("{node:?}.log"))).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
@@ -275,9 +377,7 @@ impl Site {
     /// Asks for a hand-over; whoever is not the primary of a pair says no.
     pub fn try_switch_over(&self, node: Node) {
         if node != Node::W {
-            let config = self.home(node).join("ha.json");
-            let mut command = self.net.as_user(node, agent());
-            drop(command.args(["ha", "--config"]).arg(config).arg("switchover").output().unwrap());
+            drop(self.try_ha(node, &["switchover"]));
         }
     }
 
@@ -341,7 +441,7 @@ impl Site {
 
     /// What a node exported, by file.
     pub fn exports(&self, node: Node) -> Vec<String> {
-        let files = std::fs::read_dir(self.home(node).join("state/exports")).into_iter().flatten();
+        let files = std::fs::read_dir(self.file(node, "state/exports")).into_iter().flatten();
         files.filter_map(Result::ok).map(|file| std::fs::read_to_string(file.path()).unwrap()).collect()
     }
 
@@ -361,26 +461,37 @@ impl Site {
 
     /// Another key in place of the node's own.
     pub fn forge_key(&self, node: Node) {
-        let path = self.home(node).join("state/key");
+        let path = self.file(node, "state/key");
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, [7; 32]).unwrap();
     }
 
-    /// A client inside a node's network.
-    pub fn client(&self, node: Node, what: &str) -> Command {
+    /// A worker of this program inside a node's network.
+    pub fn worker(&self, node: Node, what: &str) -> Command {
         let this = std::env::current_exe().unwrap();
-        let password = std::fs::read_to_string(self.home(Node::A).join("state/datastore-password")).unwrap();
         let mut command = self.net.as_user(node, this.to_str().unwrap());
         command.args(["client_worker", "--exact", "--ignored", "--nocapture"]);
-        command.env("FARHOLD_HA_CLIENT", what).env("FARHOLD_HA_PASSWORD", password);
+        command.env("FARHOLD_HA_CLIENT", what).stdin(Stdio::null());
+        command
+    }
+
+    /// A client of the port on a node.
+    pub fn client(&self, node: Node, what: &str) -> Command {
+        let password = std::fs::read_to_string(self.file(Node::A, "state/datastore-password")).unwrap();
+        let mut command = self.worker(node, what);
+        command.env("FARHOLD_HA_PASSWORD", password);
         command
     }
 
     pub fn clients(&self, on_each: usize) -> Clients {
-        Clients::new(self, on_each)
+        Clients::new(self, &[Node::A, Node::B], on_each)
     }
 
-    fn rows(&self, node: Node) -> Vec<Ack> {
+    pub fn clients_on(&self, node: Node, count: usize) -> Clients {
+        Clients::new(self, &[node], count)
+    }
+
+    pub fn rows(&self, node: Node) -> Vec<Ack> {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
             let output = self.client(node, "read").output().unwrap();
@@ -395,8 +506,13 @@ impl Site {
 
     /// Ends the clients and proves that both ports show everything that was acknowledged.
     pub fn prove(&self, clients: Clients) {
+        self.prove_on(clients, &[Node::A, Node::B]);
+    }
+
+    /// The same with other nodes.
+    pub fn prove_on(&self, clients: Clients, nodes: &[Node]) {
         let acks = clients.end();
-        for node in [Node::A, Node::B] {
+        for node in nodes.iter().copied() {
             let rows = self.rows(node);
             if let Err(violation) = client::check(&acks, &rows) {
                 self.show_logs();
@@ -407,15 +523,41 @@ impl Site {
     }
 }
 
-fn output(command: &mut Command) -> Value {
+pub fn output(command: &mut Command) -> Value {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {said}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{command:?}: {said}"))
 }
 
+fn relay_port(node: Node) -> u16 {
+    7700 + u16::from(node.number())
+}
+
+fn send(pid: i32, signal: Signal) {
+    match nix::sys::signal::kill(Pid::from_raw(pid), signal) {
+        // One that ended in between is as dead as the others.
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(error) => panic!("{signal} to {pid}: {error}"),
+    }
+}
+
+/// A signal to every process of which `chosen` says so, by its folder in /proc.
+fn processes(chosen: impl Fn(&Path) -> bool, signal: Signal) {
+    for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+        if let Some(pid) = number.filter(|_| chosen(&entry.path())) {
+            send(pid, signal);
+        }
+    }
+}
+
 impl Drop for Site {
     fn drop(&mut self) {
-        Node::ALL.into_iter().for_each(|node| self.kill(node));
+        [Node::A, Node::B, Node::W, Node::C].into_iter().for_each(|node| self.kill(node));
+        for mut relay in self.relays.drain(..) {
+            relay.kill().unwrap();
+            relay.wait().unwrap();
+        }
     }
 }

@@ -6,6 +6,7 @@ mod explore;
 mod fair;
 mod judge;
 mod mutants;
+mod named;
 mod play;
 mod random;
 mod traps;
