@@ -91,6 +91,7 @@ impl Node {
         self.run.retry_at = now + self.settings.retry_ms;
         self.run.peer.able_at = now;
         self.run.streamed_at = now;
+        self.run.unstreamed = false;
         self.adjust_data(before);
         let next = self.after(before);
         if let (Phase::Leading | Phase::Proving { .. }, Phase::Alone(_)) = (self.run.phase, next) {

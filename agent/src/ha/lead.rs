@@ -215,7 +215,7 @@ impl Node {
     fn peer_is_lost(&self, now: Ms) -> bool {
         let old = |at: Ms| now.saturating_sub(at) > self.settings.peer_lost_ms;
         let streams = match self.run.phase {
-            Phase::Leading | Phase::Proving { .. } => old(self.run.streamed_at),
+            Phase::Leading | Phase::Proving { .. } => self.run.unstreamed,
             Phase::Mute
             | Phase::Inert
             | Phase::Following

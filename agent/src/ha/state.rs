@@ -223,6 +223,8 @@ pub struct Run {
     pub fsync_at: Ms,
     /// When Postgres last saw its standby under the right name.
     pub streamed_at: Ms,
+    /// Postgres was looked at after that had been long ago, and still saw none: a server that hangs is no evidence.
+    pub unstreamed: bool,
     /// Postgres as last reported.
     pub server: Server,
     /// Names the present canary, so that a report about an earlier one is not taken for it.

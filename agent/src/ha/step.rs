@@ -237,6 +237,7 @@ impl Node {
         if self.standby_flushed().is_some() {
             self.run.streamed_at = now;
         }
+        self.run.unstreamed = now.saturating_sub(self.run.streamed_at) > self.settings.peer_lost_ms;
     }
 
     fn canary_waits(&mut self, lsn: u64, now: Ms) {

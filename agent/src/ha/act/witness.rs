@@ -293,7 +293,8 @@ mod tests {
     fn ten_thousand_sites_fit_into_16_mib() {
         // On a disk, its hundred thousand flushes would take minutes; what is asked here is memory, and that files are read again.
         let memory = Path::new("/dev/shm");
-        let folder = if memory.exists() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let folder =
+            if memory.exists() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let folders = folders(folder.path());
         let witness = Identity::create(&folders.state).unwrap().public();
         let keys = [(); 2].map(|()| tempfile::tempdir().unwrap());

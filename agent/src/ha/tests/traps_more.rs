@@ -92,6 +92,39 @@ fn trap_09_a_node_with_a_hung_disk_gives_its_vote_instead_of_asking() {
     assert_eq!(play.world.violation, None);
 }
 
+/// The primary's server hangs, so nobody sees the standby in it: that is no evidence against the standby, and the node that
+/// cannot serve must not win the right to serve alone.
+#[test]
+fn trap_09_a_hung_server_is_no_evidence_against_the_standby() {
+    let mut play = Play::paired();
+    let step_on = |play: &mut Play, event: Event| {
+        let (node, now) = (*play.world.node(0).unwrap(), play.world.sites[0].now);
+        step(&node, event, now).0
+    };
+    let now = play.world.sites[0].now;
+    // Beats of the peer come, looks at the own server do not.
+    let mut node = step_on(&mut play, Event::Synced);
+    let register = node.saved.voter.register;
+    let mut beat = play.world.node(1).unwrap().beat(play.world.sites[1].now);
+    (beat.able, beat.fsync_age_ms) = (true, 0);
+    for at in (now..now + 10_000).step_by(100) {
+        let message = Message { from: B, to: A, register, body: Body::Beat(beat) };
+        for event in [Event::Message(message), Event::Synced, Event::Tick] {
+            node = step(&node, event, at).0;
+        }
+        assert_eq!((node.run.phase, node.run.proposal), (Phase::Leading, None), "{at}");
+    }
+    // One that answers and shows no standby is evidence.
+    let server = match node.run.server {
+        Server::Primary { timeline, lsn, .. } => Server::Primary { timeline, lsn, standby: None },
+        other @ (Server::Down { .. } | Server::Standby { .. } | Server::Stuck) => panic!("{other:?}"),
+    };
+    let at = now + 10_000;
+    node = step(&node, Event::Postgres { system_id: SYSTEM, server }, at).0;
+    node = step(&node, Event::Tick, at).0;
+    assert!(node.run.proposal.is_some());
+}
+
 #[test]
 fn trap_09_each_failed_rejoin_doubles_the_pause() {
     let mut play = alone();
