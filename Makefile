@@ -29,10 +29,11 @@ setup: ## install the few packages that building needs
 	  as=$$([ $$(id -u) = 0 ] || echo sudo); $$as apt-get update -q && DEBIAN_FRONTEND=noninteractive $$as apt-get install -qy --no-install-recommends $$missing; fi
 	@command -v $(CARGO) >/dev/null || { echo "make: no cargo: install Rust 1.89 or newer (rustup, or Debian's cargo and rustc), then run this again" >&2; exit 1; }
 
-programs: setup ## build farhold, farhold-agent and farhold-init
+programs: setup ## build farhold, farhold-agent, farhold-init and farhold-installer
 	$(CARGO) build --release --bins
-	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --profile image -p init --target $(HOST) --target-dir $(TARGET)/init
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --profile image -p init -p installer --target $(HOST) --target-dir $(TARGET)/init
 	install -D -t $(TARGET)/$(OWN) $(AGENT) $(INIT)
+	install -D $(TARGET)/init/$(HOST)/image/farhold-installer $(TARGET)/release/farhold-installer-$(OWN)
 
 # Programs and images for a processor by its name, whichever this machine has: `make image-arm64`.
 OWN := $(if $(filter aarch64-%,$(HOST)),arm64,x86_64)
@@ -51,8 +52,9 @@ programs-$(OTHER): programs ## farhold-agent and farhold-init for the other proc
 	  rustc="$$($(FARHOLD) tools rust)/rustc" || exit 1; fi; \
 	export RUSTC="$$rustc" $(LINKER); set -x; \
 	$(CARGO) build --release -p agent --bin farhold-agent --target $(CROSS) && \
-	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --profile image -p init --target $(CROSS) --target-dir $(TARGET)/init
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --profile image -p init -p installer --target $(CROSS) --target-dir $(TARGET)/init
 	install -D -t $(TARGET)/$(OTHER) $(TARGET)/$(CROSS)/release/farhold-agent $(TARGET)/init/$(CROSS)/image/farhold-init
+	install -D $(TARGET)/init/$(CROSS)/image/farhold-installer $(TARGET)/release/farhold-installer-$(OTHER)
 
 programs-$(OWN): programs
 

@@ -5,9 +5,11 @@
 
 mod grow;
 mod guid;
+mod make;
 
 pub use grow::{Growth, Want, plan};
 pub use guid::Guid;
+pub use make::{NewPartition, NewTable, TABLE_SECTORS, make};
 
 /// Bytes of a logical sector; images are made for this size only.
 pub const SECTOR: usize = 512;

@@ -5,6 +5,7 @@
 //! - [`arch`], [`layout`]: processors, partitions, labels, the state partition's marker
 //! - [`verity`]: the dm-verity hash tree and superblock (kernel `Documentation/admin-guide/device-mapper/verity.rst`)
 //! - [`gpt`], [`dm`], [`efi`]: partition tables, device-mapper and UEFI variables, as bytes
+//! - [`esp`], [`sparse`]: FAT32 volumes, made in memory
 //! - [`bootargs`], [`entry`], [`loader`]: the signed kernel command line, names of boot entries on the ESP, and which of
 //!   them systemd-boot starts
 //! - [`boot`]: facts that the init and the early stage hand to the agent
@@ -15,7 +16,7 @@
 //! - [`document`]: the rules that all CBOR documents share; [`repository`]: under which names all of it is found
 //! - [`trust`]: what a device decides about an announcement
 //! - [`delta`]: deltas between images: container, pointer models, decoder (no I/O of its own)
-//! - [`device`]: the profile as the device sees it
+//! - [`device`]: the profile as the device sees it; [`seed`], [`stick`]: what an installer leaves for it, and a stick's layout
 //! - [`status`]: what the agent reports
 
 pub mod arch;
@@ -30,6 +31,8 @@ pub mod dm;
 pub mod document;
 pub mod efi;
 pub mod entry;
+#[cfg(feature = "fat")]
+pub mod esp;
 pub mod frame;
 pub mod gpt;
 pub mod hex;
@@ -41,6 +44,9 @@ pub mod object;
 pub mod payload;
 pub mod repository;
 pub mod roles;
+pub mod seed;
+pub mod sparse;
 pub mod status;
+pub mod stick;
 pub mod trust;
 pub mod verity;

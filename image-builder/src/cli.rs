@@ -23,12 +23,15 @@ enum Command {
     Explain(cmd::plan::ExplainCmd),
     Cache(cmd::cache::CacheCmd),
     Delta(cmd::delta::DeltaCmd),
+    Devices(cmd::devices::DevicesCmd),
+    Flash(cmd::flash::FlashCmd),
     Keys(cmd::keys::KeysCmd),
     Lab(cmd::lab::LabCmd),
     Publish(cmd::publish::PublishCmd),
     Serve(cmd::serve::ServeCmd),
     Sign(cmd::sign::SignCmd),
     Tools(cmd::tools::ToolsCmd),
+    Usb(cmd::usb::UsbCmd),
     Verify(cmd::verify::VerifyCmd),
 }
 
@@ -44,12 +47,15 @@ pub fn main() -> ExitCode {
         Command::Explain(explain) => explain.run(),
         Command::Cache(cache) => cache.run(),
         Command::Delta(delta) => delta.run(),
+        Command::Devices(devices) => devices.run(),
+        Command::Flash(flash) => flash.run(),
         Command::Keys(keys) => keys.run(),
         Command::Lab(lab) => lab.run(),
         Command::Publish(publish) => publish.run(),
         Command::Serve(serve) => serve.run(),
         Command::Sign(sign) => sign.run(),
         Command::Tools(tools) => tools.run(),
+        Command::Usb(usb) => usb.run(),
         Command::Verify(verify) => verify.run(),
     };
     match done {

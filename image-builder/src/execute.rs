@@ -8,6 +8,8 @@ pub mod record;
 pub mod report;
 mod steps;
 
+pub use steps::RELEASE;
+
 use crate::fetch::{self, Want};
 use crate::image::disk::Layout;
 use crate::image::secureboot::Keys;
@@ -21,7 +23,7 @@ use crate::store::Store;
 use crate::tools::{Purpose, ToolsRoot};
 use anyhow::{Context, Result, anyhow, bail};
 use formats::hex::Digest;
-use output::{DISK, Folder};
+use output::{DISK, DISK_MAP, Folder};
 use report::{FileReport, Report, StepReport};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -92,6 +94,7 @@ pub fn run(build: &Build<'_>, plan: &Plan) -> Result<Report> {
         let disk =
             hashing.map(|thread| thread.join().unwrap_or_else(|_| bail!("hash {DISK}: the thread died")));
         report.files.insert(0, disk.transpose()?.or(kept).ok_or_else(|| anyhow!("no {DISK} was made"))?);
+        report.files.insert(1, folder.describe(DISK_MAP)?);
         anyhow::Ok(())
     })?;
     report.steps = worker.done;

@@ -4,11 +4,10 @@
 //! - [`initrd`]: init and kernel modules ─▶ initial file system
 //! - [`pe`], [`uki`]: stub, kernel, initrd and command line ─▶ one PE file
 //! - [`secureboot`]: signatures on EFI programs
-//! - [`esp`]: boot loader and UKI ─▶ FAT32
+//! - [`formats::esp`]: boot loader and UKI ─▶ FAT32
 //! - [`sparse`], [`disk`]: all of it ─▶ GPT disk image
 
 pub mod disk;
-pub mod esp;
 pub mod initrd;
 pub mod pe;
 pub mod secureboot;

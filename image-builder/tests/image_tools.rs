@@ -8,10 +8,11 @@ mod common;
 
 use common::store;
 use formats::arch::Arch;
+use formats::esp::{self, Contents, Volume};
 use formats::hex::{Digest, encode};
 use image_builder::cmd::tools::Newest;
-use image_builder::image::esp::{self, Contents, Volume};
 use image_builder::image::secureboot::{self, Keys};
+use image_builder::image::sparse;
 use image_builder::image::verity;
 use image_builder::mirror::MirrorOptions;
 use image_builder::progress::Progress;
@@ -69,13 +70,14 @@ fn fsck_finds_nothing_wrong_with_the_esp() {
             uki: &uki,
             // As long as entry names can be.
             entry: &format!("{}_0123abcd.efi", "1".repeat(64)),
+            recovery: None,
             menu_s: 3,
         };
-        let volume = Volume { bytes: mib << 20, first_lba: 2048, id: 7 };
+        let volume = Volume { bytes: mib << 20, first_lba: 2048, id: 7, label: *esp::LABEL };
         let path = dir.path().join("esp");
         let file = File::create(&path).unwrap();
         file.set_len(volume.bytes).unwrap();
-        esp::make(&contents, &volume).unwrap().write_to(&file, 0).unwrap();
+        sparse::write(&esp::make(&contents, &volume).unwrap().medium, &file, 0).unwrap();
         let said = tools().command(Tool::FsckVfat).arg("-n").arg("-v").arg(&path).run();
         let said = String::from_utf8(said.unwrap_or_else(|error| panic!("{mib} MiB: {error:#}"))).unwrap();
         // fsck.vfat ends with 0 for some things that it would change: only its summary may follow.

@@ -1,15 +1,16 @@
 //! The stage between init and systemd: grows and makes the state partition, mounts `/var`, builds the overlay on `/etc`.
 //!
 //! Data flows `region` (partition table and marks, through the `Disk` seam) → `decide` (pure) → `var` (file system) →
-//! `identity` and `allow` (what `/etc` takes from the state store) → `etc` (the overlay) → `EarlyFacts`.
+//! `installed` (what an installer left) → `identity` and `allow` (what `/etc` takes from the state store) → `etc` (the overlay) → `EarlyFacts`.
 //! Nothing here stops the boot: what cannot be done is a reason in the facts, and `/var` in memory.
 
 mod allow;
 mod decide;
 mod etc;
+mod folders;
 mod identity;
+mod installed;
 mod region;
-mod seed;
 mod var;
 
 use crate::io::clock::boot_ms;

@@ -5,8 +5,8 @@
 use crate::early::decide::{self, Verdict};
 use crate::io::disk::Disk;
 use anyhow::{Context, Result, ensure};
-use formats::gpt::{self, Growth, Header, Partition, SECTOR, Table, Want};
-use formats::layout::{LABEL_STATE, STATE_MARK_BYTES, StateMark};
+use formats::gpt::{self, Growth, Guid, Header, Partition, SECTOR, Table, Want};
+use formats::layout::{LABEL_STATE, STATE_MARK_BYTES, STATE_TAIL_BYTES, StateMark};
 
 const SECTOR_BYTES: u64 = SECTOR as u64;
 const MARK: u64 = STATE_MARK_BYTES as u64;
@@ -20,6 +20,8 @@ pub struct Region {
     pub start: u64,
     /// Length in bytes.
     pub bytes: u64,
+    /// The partition's own GUID.
+    pub guid: Guid,
 }
 
 impl Region {
@@ -28,7 +30,8 @@ impl Region {
         let end = partition.last.checked_add(1).and_then(|end| end.checked_mul(SECTOR_BYTES));
         let (start, end) = start.zip(end).context("the state partition's sectors are out of range")?;
         let bytes = end.checked_sub(start).filter(|bytes| *bytes >= 2 * MARK);
-        Ok(Self { number: partition.number, start, bytes: bytes.context("the state partition has no room")? })
+        let bytes = bytes.context("the state partition has no room")?;
+        Ok(Self { number: partition.number, start, bytes, guid: partition.guid })
     }
 
     fn end_mark(&self) -> u64 {
@@ -54,6 +57,11 @@ impl Region {
     pub fn verdict(&self, disk: &dyn Disk) -> Result<Verdict> {
         let [start, end] = self.edges(disk)?;
         Ok(decide::judge(&start, &end))
+    }
+
+    /// Where an installer leaves its seed.
+    pub fn seed(&self) -> u64 {
+        self.start + self.bytes - STATE_TAIL_BYTES
     }
 
     /// Writes the mark at the end, durably.

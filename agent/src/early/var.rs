@@ -1,8 +1,9 @@
 //! Brings `/var` up: grows, makes, checks and mounts the state partition, or falls back to memory with a reason.
 
 use crate::early::decide::{self, Verdict};
+use crate::early::folders::{self, Folder};
+use crate::early::installed;
 use crate::early::region::{self, Region};
-use crate::early::seed::{self, Folder};
 use crate::io::disk::{BlockDevice, Disk};
 use crate::io::ioctl;
 use crate::io::tool::Tool;
@@ -14,6 +15,8 @@ use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
 const VAR: &str = "/var";
+/// The state store.
+const STORE: &str = "/var/lib/farhold";
 /// Where the state partition is mounted when it can only be read.
 const READ_ONLY: &str = "/run/farhold/state";
 /// Upper and work folder of the overlay on `/var` in that case.
@@ -34,7 +37,7 @@ struct Work<'a> {
 
 /// Prepares and mounts `/var`; says what became of it. Never fails: the last resort is memory.
 pub fn prepare(boot: &BootFacts, notes: &mut Vec<String>) -> StateFacts {
-    let folders = seed::list(Path::new(VAR)).unwrap_or_else(|error| {
+    let folders = folders::list(Path::new(VAR)).unwrap_or_else(|error| {
         notes.push(format!("{error:#}"));
         Vec::new()
     });
@@ -52,7 +55,7 @@ pub fn prepare(boot: &BootFacts, notes: &mut Vec<String>) -> StateFacts {
 
 fn finish(folders: &[Folder], notes: &mut Vec<String>) {
     // A full partition boots too: services that need a missing folder say so themselves.
-    if let Err(error) = seed::make(Path::new(VAR), folders) {
+    if let Err(error) = folders::make(Path::new(VAR), folders) {
         notes.push(format!("{error:#}"));
     }
 }
@@ -69,6 +72,9 @@ fn persistent(boot: &BootFacts, notes: &mut Vec<String>) -> Result<StateFacts> {
     let flags = MsFlags::MS_NOATIME;
     mount(Some(device), VAR, Some("ext4"), flags, Some("errors=remount-ro"))
         .with_context(|| format!("mount {device} on {VAR}"))?;
+    if let Err(error) = installed::take(&mut disk, &work.region, Path::new(STORE)) {
+        notes.push(format!("what the installer left was not taken: {error:#}"));
+    }
     if let Err(error) = enlarge(&mut work, &disk) {
         notes.push(format!("the state file system keeps its size: {error:#}"));
     }

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub const REPORT: &str = "build.json";
 /// The disk image in the folder.
 pub const DISK: &str = "disk.img";
+/// What of it means anything, for `farhold flash`.
+pub const DISK_MAP: &str = "disk.img.map.json";
 
 /// A folder in the making.
 pub struct Folder {
@@ -171,8 +173,12 @@ impl Folder {
     /// If it cannot be linked.
     pub fn keep_disk(&self, key: Digest) -> Result<Option<FileReport>> {
         let known = self.before.as_ref().and_then(|before| disk_of(before, &self.place, key));
+        let known = known.filter(|_| self.place.join(DISK_MAP).exists());
         if known.is_some() {
-            fs::hard_link(self.place.join(DISK), self.path.join(DISK)).with_context(|| self.full(DISK))?;
+            for name in [DISK, DISK_MAP] {
+                fs::hard_link(self.place.join(name), self.path.join(name))
+                    .with_context(|| self.full(name))?;
+            }
         }
         Ok(known)
     }

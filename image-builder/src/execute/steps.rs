@@ -1,13 +1,13 @@
 //! How each step is done. Outputs carry their facts beside them as JSON, for the steps and reports after them.
 
 use super::Worker;
-use super::output::{DISK, Folder};
+use super::output::{DISK, DISK_MAP, Folder};
 use super::report::{FileReport, Report, hash_file};
 use crate::erofs::{self, Identity};
-use crate::image::esp::{Contents, Volume};
+use crate::flash::map::{self, Map};
 use crate::image::initrd::{self, Module};
 use crate::image::uki::{self, Parts};
-use crate::image::{disk, esp, secureboot, verity};
+use crate::image::{disk, secureboot, verity};
 use crate::plan::StepName;
 use crate::release::make::{
     self, Announce, BootFileInput, DEFAULT_LEVEL, ReleaseFacts, ReleaseInput, SlotInput,
@@ -20,9 +20,10 @@ use anyhow::{Context, Result, anyhow};
 use formats::bootargs::BootArgs;
 use formats::device::{DEVICE_PROFILE, DeviceProfile};
 use formats::entry::EntryName;
+use formats::esp::{self, Contents, Volume};
 use formats::frame::Scope;
 use formats::hex::{Digest, encode};
-use formats::layout::{LABEL_ESP, Slot};
+use formats::layout::{LABEL_ESP, LABEL_STATE, Slot};
 use formats::manifest::Needs;
 use formats::verity::Parameters;
 use serde::de::DeserializeOwned;
@@ -41,7 +42,8 @@ const BOOT_LOADER: &str = "systemd-boot.efi";
 const INITRD: &str = "initrd.cpio";
 const KERNEL: &str = "vmlinuz";
 const DEVICE_TREE: &str = "device-tree.dtb";
-const RELEASE: &str = "release";
+/// Folder of the release in the output of a build.
+pub const RELEASE: &str = "release";
 const SBOM: &str = "sbom.spdx.json";
 const FACTS: &str = "facts.json";
 const OS_RELEASE: &str = "/usr/lib/os-release";
@@ -280,17 +282,19 @@ pub fn disk(worker: &Worker<'_>, folder: &Folder, layout: &disk::Layout) -> Resu
     let identity = Digest(identity.finalize().into());
     let part = layout.partition(LABEL_ESP)?;
     let id = u32::from_le_bytes(*identity.0.first_chunk().unwrap_or(&[0; 4]));
-    let volume = Volume { bytes: part.bytes, first_lba: part.start / 512, id };
+    let volume = Volume { bytes: part.bytes, first_lba: part.start / 512, id, label: *esp::LABEL };
     let contents = Contents {
         arch: resolved.device.arch,
         boot_loader: &boot_loader,
         uki: &uki,
         entry: &facts::<UkiFacts>(&source)?.entry,
+        recovery: None,
         menu_s: resolved.boot.menu_s,
     };
     let mut file = folder.create(DISK)?;
     disk::write_tables(&mut file, layout, identity)?;
-    disk::write_memory(&file, part, &esp::make(&contents, &volume)?)?;
+    let esp = esp::make(&contents, &volume).context("make the ESP")?;
+    disk::write_memory(&file, part, &esp.medium)?;
     for (label, path) in
         [(Slot::A.root_label(), root.join(ROOT)), (Slot::A.verity_label(), verity.join(VERITY))]
     {
@@ -298,7 +302,17 @@ pub fn disk(worker: &Worker<'_>, folder: &Folder, layout: &disk::Layout) -> Resu
         let bar = worker.build.progress.bytes(&format!("write {label}"), bytes);
         disk::write_stream(&file, layout.partition(label)?, &mut source, bytes, &mut |n| bar.add(n))?;
     }
-    Ok(())
+    let used = [
+        (part.start, esp.used),
+        (layout.partition(Slot::A.root_label())?.start, length(&root.join(ROOT))?),
+        (layout.partition(Slot::A.verity_label())?.start, length(&verity.join(VERITY))?),
+        // What an earlier life of the device left here must not count.
+        (layout.partition(Slot::B.verity_label())?.start, map::PIECE),
+    ];
+    let state = layout.partition(LABEL_STATE)?;
+    let ends = [(state.start, map::ALIGNMENT), (state.start + state.bytes - (1 << 20), 1 << 20)];
+    let map = Map::declare(&file, layout.bytes, &[&used[..], &ends].concat())?;
+    folder.write(DISK_MAP, &map.encode()?)
 }
 
 /// Makes the signed release.

@@ -182,7 +182,7 @@ pub fn write_memory(file: &File, partition: &Partition, contents: &Sparse) -> Re
     if contents.length() > partition.bytes {
         bail!("{} holds {} bytes, given {}", partition.label, partition.bytes, contents.length());
     }
-    contents.write_to(file, partition.start).with_context(|| format!("write {}", partition.label))
+    sparse::write(contents, file, partition.start).with_context(|| format!("write {}", partition.label))
 }
 
 /// Copies `bytes` bytes into a partition.

@@ -9,6 +9,7 @@
 use crate::program::Program;
 use anyhow::{Context, Result, bail};
 use formats::arch::Arch;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Lists the modules in load order.
 pub const MODULES_LIST: &str = "/modules.list";
@@ -31,6 +32,14 @@ pub struct Module {
 /// # Errors
 /// If a file is 4 GiB or longer.
 pub fn pack(init: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
+    pack_with(init, modules, &[])
+}
+
+/// As [`pack`], with more files, whose folders are made.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_with(init: &[u8], modules: &[Module], files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     let mut archive = Archive { out: Vec::new(), inode: 0 };
     for folder in FOLDERS {
         archive.entry(folder, Kind::Folder, &[])?;
@@ -44,8 +53,60 @@ pub fn pack(init: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
         list.push_str(&format!("/{path}\n"));
     }
     archive.entry(MODULES_LIST.trim_start_matches('/'), Kind::File, list.as_bytes())?;
+    let folders: BTreeSet<&str> =
+        files.iter().filter_map(|(path, _)| Some(path.rsplit_once('/')?.0)).collect();
+    for folder in folders {
+        archive.entry(folder, Kind::Folder, &[])?;
+    }
+    for (path, contents) in files {
+        archive.entry(path, Kind::File, contents)?;
+    }
     archive.entry("TRAILER!!!", Kind::Trailer, &[])?;
     Ok(archive.out)
+}
+
+/// The modules of an archive that [`pack`] made, in load order.
+///
+/// # Errors
+/// If it is no such archive.
+pub fn modules(archive: &[u8]) -> Result<Vec<Module>> {
+    let files = unpack(archive)?;
+    let list =
+        files.get(MODULES_LIST.trim_start_matches('/')).context("the initrd has no list of modules")?;
+    let list = std::str::from_utf8(list).context("the initrd's list of modules is no text")?;
+    let module = |path: &str| {
+        let bytes =
+            files.get(path.trim_start_matches('/')).with_context(|| format!("the initrd has no {path}"))?;
+        let name = path.rsplit('/').next().unwrap_or(path).trim_end_matches(".ko").to_owned();
+        Ok(Module { name, bytes: bytes.to_vec() })
+    };
+    list.lines().map(module).collect()
+}
+
+/// The entries of an archive by name.
+fn unpack(archive: &[u8]) -> Result<BTreeMap<String, &[u8]>> {
+    const HEADER: usize = 110;
+    let mut files = BTreeMap::new();
+    let mut at = 0usize;
+    loop {
+        let header = archive.get(at..at + HEADER).context("the initrd is cut short")?;
+        if !header.starts_with(b"070701") {
+            bail!("the initrd is packed, or not in the format that this builder writes");
+        }
+        let field = |n: usize| {
+            let text = std::str::from_utf8(&header[6 + 8 * n..14 + 8 * n]).unwrap_or_default();
+            u32::from_str_radix(text, 16).map(|n| n as usize).context("the initrd has a damaged header")
+        };
+        let (size, name_size) = (field(6)?, field(11)?);
+        let name = archive.get(at + HEADER..at + HEADER + name_size).context("the initrd is cut short")?;
+        let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+        let data = (at + HEADER + name_size).next_multiple_of(4);
+        if name == "TRAILER!!!" {
+            return Ok(files);
+        }
+        files.insert(name, archive.get(data..data + size).context("the initrd is cut short")?);
+        at = (data + size).next_multiple_of(4);
+    }
 }
 
 /// Checks that an ELF program can be the first one of a machine: for its processor, and with no loader, which the
@@ -151,7 +212,7 @@ mod tests {
     }
 
     /// Reads an archive back: name, mode and contents of each entry.
-    fn unpack(bytes: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
+    fn entries(bytes: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
         let mut entries = Vec::new();
         let mut at = 0;
         loop {
@@ -174,7 +235,7 @@ mod tests {
     #[test]
     fn carries_init_modules_and_their_order() {
         let packed = pack(b"program", &[module("dm-mod"), module("dm-verity")]).unwrap();
-        let entries = unpack(&packed);
+        let entries = entries(&packed);
         let find = |name: &str| entries.iter().find(|e| e.0 == name).unwrap();
         assert_eq!(find("init").1, 0o100_755);
         assert_eq!(find("init").2, b"program");
@@ -185,7 +246,7 @@ mod tests {
 
     #[test]
     fn folders_stand_before_what_is_in_them() {
-        let entries = unpack(&pack(b"x", &[module("erofs")]).unwrap());
+        let entries = entries(&pack(b"x", &[module("erofs")]).unwrap());
         for (n, (name, ..)) in entries.iter().enumerate() {
             if let Some((folder, _)) = name.rsplit_once('/') {
                 assert!(entries[..n].iter().any(|e| e.0 == folder), "{name}");
@@ -206,5 +267,16 @@ mod tests {
     fn same_input_same_bytes() {
         let modules = [module("a"), module("b")];
         assert_eq!(pack(b"x", &modules).unwrap(), pack(b"x", &modules).unwrap());
+    }
+
+    #[test]
+    fn modules_come_out_as_they_went_in_and_more_files_stand_beside() {
+        let given = [module("dm-mod"), module("erofs")];
+        let archive = pack_with(b"init", &given, &[("farhold/roots", b"r")]).unwrap();
+        assert_eq!(modules(&archive).unwrap(), given);
+        assert_eq!(unpack(&archive).unwrap()["farhold/roots"], b"r");
+        for length in [0, 50, archive.len() / 2] {
+            assert!(modules(&archive[..length]).is_err());
+        }
     }
 }

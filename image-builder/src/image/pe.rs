@@ -217,6 +217,24 @@ impl Pe {
         self.set_u32(section.header + SEC_VIRTUAL_SIZE, data.len())
     }
 
+    /// Removes the section `name` and all after it, with the signature if there is one.
+    ///
+    /// # Errors
+    /// [`PeError::NoSectionSpace`] if there is no such section.
+    pub fn cut_from(&mut self, name: &str) -> Result<(), PeError> {
+        let sections = self.sections();
+        let Some(index) = sections.iter().position(|section| section.name == name) else {
+            return Err(PeError::NoSectionSpace { name: name.to_owned(), room: 0, needed: 0 });
+        };
+        self.bytes.truncate(sections[index].raw.start);
+        self.bytes[self.table + index * SECTION_HEADER..self.table + sections.len() * SECTION_HEADER].fill(0);
+        self.bytes[self.coff + COFF_SECTIONS..][..2].copy_from_slice(&(index as u16).to_le_bytes());
+        if self.u32(self.optional + OPT_DIRECTORY_COUNT) > 4 {
+            self.bytes[self.optional + OPT_SECURITY_DIRECTORY..][..8].fill(0);
+        }
+        Ok(())
+    }
+
     /// Completes the headers and gives the file. The checksum stays 0: firmware does not look at it, and a signer
     /// computes it.
     ///

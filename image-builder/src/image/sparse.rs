@@ -1,78 +1,19 @@
-//! A disk or partition in memory of which only written parts take room, and copying that leaves holes in files.
+//! Writing media of memory into files, and copying that leaves holes in files.
 //!
 //! Knows nothing of what the bytes mean.
 
-use std::collections::BTreeMap;
+pub use formats::sparse::Sparse;
+use formats::sparse::{CHUNK, is_zero};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-/// Granularity of holes. Larger than a file system block, so that a sparse file stays in few pieces.
-const CHUNK: usize = 64 << 10;
-
-/// A medium of fixed length whose untouched chunks are zeros.
-#[derive(Debug)]
-pub struct Sparse {
-    chunks: BTreeMap<u64, Vec<u8>>,
-    bytes: u64,
-    position: u64,
-}
-
-impl Sparse {
-    /// A medium of `bytes` zeros.
-    pub fn new(bytes: u64) -> Self {
-        Self { chunks: BTreeMap::new(), bytes, position: 0 }
-    }
-
-    /// Length in bytes.
-    pub fn length(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Reads exactly `buffer.len()` bytes at `at`; what lies beyond the end is zeros.
-    pub fn read_at(&self, at: u64, buffer: &mut [u8]) {
-        for (chunk, offset, range) in pieces(at, buffer.len()) {
-            let part = &mut buffer[range];
-            match self.chunks.get(&chunk) {
-                Some(data) => part.copy_from_slice(&data[offset..offset + part.len()]),
-                None => part.fill(0),
-            }
-        }
-    }
-
-    /// Writes `data` at `at`. Zeros on untouched chunks take no room.
-    ///
-    /// # Errors
-    /// If `data` reaches beyond the end.
-    pub fn write_at(&mut self, at: u64, data: &[u8]) -> io::Result<()> {
-        if at.checked_add(data.len() as u64).is_none_or(|end| end > self.bytes) {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "beyond the end of the partition"));
-        }
-        for (chunk, offset, range) in pieces(at, data.len()) {
-            let part = &data[range];
-            if !self.chunks.contains_key(&chunk) && is_zero(part) {
-                continue;
-            }
-            let target = self.chunks.entry(chunk).or_insert_with(|| vec![0; CHUNK]);
-            target[offset..offset + part.len()].copy_from_slice(part);
-        }
-        Ok(())
-    }
-
-    /// Copies what was written into `file` at `offset`; the rest of the file must be a hole already.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn write_to(&self, file: &File, offset: u64) -> io::Result<()> {
-        for (chunk, data) in &self.chunks {
-            let start = chunk * CHUNK as u64;
-            let part = &data[..data.len().min((self.bytes - start) as usize)];
-            if !is_zero(part) {
-                file.write_all_at(part, offset + start)?;
-            }
-        }
-        Ok(())
-    }
+/// Copies what was written on `medium` into `file` at `offset`; the rest of the file must be a hole already.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write(medium: &Sparse, file: &File, offset: u64) -> io::Result<()> {
+    medium.parts().try_for_each(|(start, part)| file.write_all_at(part, offset + start))
 }
 
 /// Copies `source` into `file` at `offset`, leaving holes for zeros, and returns the bytes read.
@@ -115,89 +56,10 @@ fn read_full(source: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|b| *b == 0)
-}
-
-/// Splits a range into chunk number, offset in the chunk, and range of the buffer.
-fn pieces(at: u64, length: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let position = at + done as u64;
-        let offset = (position % CHUNK as u64) as usize;
-        let size = (CHUNK - offset).min(length - done);
-        let range = done..done + size;
-        done += size;
-        (size > 0).then_some((position / CHUNK as u64, offset, range))
-    })
-}
-
-impl Read for Sparse {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = (self.bytes.saturating_sub(self.position)).min(buffer.len() as u64) as usize;
-        self.read_at(self.position, &mut buffer[..n]);
-        self.position += n as u64;
-        Ok(n)
-    }
-}
-
-impl Write for Sparse {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.write_at(self.position, data)?;
-        self.position += data.len() as u64;
-        Ok(data.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for Sparse {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(n) => Some(n),
-            SeekFrom::End(n) => self.bytes.checked_add_signed(n),
-            SeekFrom::Current(n) => self.position.checked_add_signed(n),
-        };
-        self.position =
-            position.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
-        Ok(self.position)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
     use std::os::unix::fs::MetadataExt;
-
-    proptest! {
-        #[test]
-        fn behaves_like_flat_memory(writes in prop::collection::vec((0u64..300_000, 0usize..100_000, any::<u8>()), 1..8)) {
-            let mut flat = vec![0u8; 400_000];
-            let mut sparse = Sparse::new(400_000);
-            for (at, length, value) in writes {
-                flat[at as usize..at as usize + length].fill(value);
-                sparse.write_at(at, &vec![value; length]).unwrap();
-            }
-            let mut read = vec![1u8; 400_000];
-            sparse.read_at(0, &mut read);
-            prop_assert!(read == flat);
-            let mut file = tempfile::tempfile().unwrap();
-            file.set_len(400_000).unwrap();
-            sparse.write_to(&file, 0).unwrap();
-            let mut copy = Vec::new();
-            file.read_to_end(&mut copy).unwrap();
-            prop_assert!(copy == flat);
-        }
-    }
-
-    #[test]
-    fn writing_beyond_the_end_is_an_error() {
-        let mut sparse = Sparse::new(100);
-        assert_eq!(sparse.write_at(90, &[1; 11]).unwrap_err().kind(), io::ErrorKind::StorageFull);
-        assert!(sparse.write_at(u64::MAX, &[1]).is_err());
-    }
 
     #[test]
     fn copies_leave_holes() {

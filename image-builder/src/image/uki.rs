@@ -70,6 +70,29 @@ pub fn assemble(parts: &Parts) -> Result<Vec<u8>, UkiError> {
     image.finish().map_err(UkiError::Stub)
 }
 
+/// Another UKI with the stub, kernel, device tree and revocation data of `uki`.
+///
+/// # Errors
+/// [`UkiError`] if it is no UKI.
+pub fn renew(uki: &[u8], cmdline: &str, os_release: &str, initrd: &[u8]) -> Result<Vec<u8>, UkiError> {
+    let old = Pe::parse(uki.to_vec()).map_err(UkiError::Stub)?;
+    let mut image = old.clone();
+    image.cut_from(".osrel").map_err(|e| UkiError::Section(".osrel", e))?;
+    let kept = |name| old.section_data(name).unwrap_or_default();
+    let data = [
+        (".osrel", os_release.as_bytes(), pe::DATA),
+        (".cmdline", cmdline.as_bytes(), pe::DATA),
+        (".dtb", kept(".dtb"), pe::DATA),
+        (".uname", kept(".uname"), pe::DATA),
+        (".linux", kept(".linux"), pe::CODE),
+        (".initrd", initrd, pe::DATA),
+    ];
+    for (name, contents, kind) in data.into_iter().filter(|(_, contents, _)| !contents.is_empty()) {
+        image.add(name, contents, kind).map_err(|e| UkiError::Section(name, e))?;
+    }
+    image.finish().map_err(UkiError::Stub)
+}
+
 /// Revocation data of all parts, so that a revoked kernel revokes the whole.
 fn merged_sbat(images: [&Pe; 2]) -> String {
     let mut merged = SBAT_HEADER.to_owned();
@@ -116,6 +139,21 @@ mod tests {
         assert_eq!(sbat, format!("{SBAT_HEADER}stub,1\nlinux,1\n{SBAT_UKI}\0"));
         assert_eq!(image.section_data(".linux"), Some(linux.as_slice()));
         assert!(image.nx_compat());
+    }
+
+    #[test]
+    fn a_renewed_image_is_as_if_it_had_been_assembled() {
+        let (stub, linux) = (sample(b"sbat,1,x\nstub,1\n"), sample(b"sbat,1,x\nlinux,1\n"));
+        let old = parts(&stub, &linux);
+        let new = Parts { initrd: b"another", cmdline: "quiet", os_release: "ID=x\n", ..old };
+        let renewed = renew(&assemble(&old).unwrap(), "quiet", "ID=x\n", b"another").unwrap();
+        // Only the sum of all data in the header, which nothing reads, still counts the old sections.
+        let (renewed, wanted) = (Pe::parse(renewed).unwrap(), Pe::parse(assemble(&new).unwrap()).unwrap());
+        assert_eq!(renewed.sections(), wanted.sections());
+        for section in wanted.sections() {
+            assert_eq!(renewed.section_data(&section.name), wanted.section_data(&section.name));
+        }
+        assert!(renew(&stub, "", "", b"").is_err());
     }
 
     #[test]

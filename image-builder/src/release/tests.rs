@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 mod announce;
 mod publish;
+mod stick;
 
 const BLOCKS: u64 = 70;
 const COUNTS: Counts = Counts { root: 3, root_threshold: 2, release: 3, release_threshold: 2 };
