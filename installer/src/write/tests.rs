@@ -133,7 +133,9 @@ impl World {
         let layout = layout.unwrap_or_else(|| layout::fresh(&plan(), BYTES, guids).unwrap());
         let mut esp = Sparse::new(2 << 20);
         esp.write_at(0, &vec![byte; 90_000]).unwrap();
-        esp.write_at(510, &[0x55, 0xaa]).unwrap();
+        for boot_sector in [0, BOOT_COPY] {
+            esp.write_at(boot_sector + 510, &[0x55, 0xaa]).unwrap();
+        }
         let seed = Seed { partition: layout.parts.state_guid.to_string(), files: Vec::new() };
         Self { image, tree: builder.finish(), layout, esp, seed }
     }
