@@ -121,7 +121,7 @@ impl Release {
         let full = payloads.filter(|payload| self.manifest.target(payload.target) == Some(target)).find_map(
             |payload| match payload.kind {
                 PayloadKind::Full { window_log } => Some((payload, window_log)),
-                PayloadKind::Delta { .. } => None,
+                PayloadKind::Delta { .. } | PayloadKind::Adaptive { .. } => None,
             },
         );
         let (payload, window_log) =

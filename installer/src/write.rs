@@ -124,8 +124,10 @@ fn fits(job: &Job<'_>) -> Result<()> {
 fn disarm(disk: &mut dyn Disk, job: &Job<'_>) -> Result<()> {
     let zeros = [0u8; BOOT_BYTES];
     if job.layout.table.is_none() {
-        disk.write(job.layout.parts.esp.start, &zeros)?;
+        // One sector decides; all that belongs to it goes after it, so that what still starts is whole.
+        disk.write(job.layout.parts.esp.start, &zeros[..SECTOR])?;
         disk.sync()?;
+        disk.write(job.layout.parts.esp.start + SECTOR_BYTES, &zeros[SECTOR..])?;
         disk.write(job.layout.parts.esp.start + BOOT_COPY, &zeros)?;
         return disk.sync();
     }
