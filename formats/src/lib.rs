@@ -16,6 +16,7 @@
 //! - [`document`]: the rules that all CBOR documents share; [`repository`]: under which names all of it is found
 //! - [`trust`]: what a device decides about an announcement
 //! - [`delta`]: deltas between images: container, pointer models, decoder (no I/O of its own)
+//! - [`link`]: what travels over serial lines, satellite modems and broadcasts
 //! - [`device`]: the profile as the device sees it; [`seed`], [`stick`]: what an installer leaves for it, and a stick's layout
 //! - [`status`]: what the agent reports
 
@@ -38,6 +39,8 @@ pub mod gpt;
 pub mod hex;
 pub mod keys;
 pub mod layout;
+#[cfg(feature = "link")]
+pub mod link;
 pub mod loader;
 pub mod manifest;
 pub mod object;
