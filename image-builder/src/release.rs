@@ -9,10 +9,12 @@
 //!
 //! The formats themselves are in the crate `formats` and `docs/formats.md`.
 
+pub mod adaptive;
 pub mod announce;
 pub mod folder;
 pub mod keys;
 pub mod make;
+mod number;
 pub mod prune;
 pub mod publish;
 pub mod repository;

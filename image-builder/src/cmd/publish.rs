@@ -34,6 +34,13 @@ pub struct PublishCmd {
     /// Also offer a full payload of this zstd level (19 takes about a minute for 150 MB).
     #[arg(long, value_name = "LEVEL")]
     level: Option<i32>,
+    /// Make no adaptive payload, from which devices take what they lack whatever they run.
+    #[arg(long)]
+    no_adaptive: bool,
+    /// Announce it under this number; needs the release keys [default: its own, or the next free one if --key holds
+    /// the release keys].
+    #[arg(long, value_name = "N")]
+    sequence: Option<u32>,
     /// Block size of what is made, in bytes: 65536, or at most 4096 for modems.
     #[arg(long, default_value = "65536", value_name = "BYTES", value_parser = block)]
     block: BlockSize,
@@ -59,6 +66,7 @@ impl PublishCmd {
     pub fn run(&self) -> Result<ExitCode> {
         let repository = Repository::at(&self.repo)?;
         let key = self.key.as_deref().map(catalogue_key).transpose()?;
+        let keys = self.key.as_deref().filter(|path| path.is_dir()).map(KeyFolder::open).transpose()?;
         let progress = if self.json { Progress::quiet() } else { Progress::stderr() };
         let published = publish(&Publish {
             release: &self.release,
@@ -68,6 +76,9 @@ impl PublishCmd {
             key: key.as_ref(),
             keep: self.keep,
             level: self.level,
+            adaptive: !self.no_adaptive,
+            keys: keys.as_ref(),
+            sequence: self.sequence,
             block: self.block,
             plan: self.plan,
             progress: &progress,
@@ -106,7 +117,11 @@ fn print(published: &Published) {
     println!("  announced as  {}", published.announcement);
     println!("  without base  {full_bytes} bytes to fetch");
     for payload in &published.payloads {
-        let from = payload.from.as_ref().map_or("packed harder".to_owned(), |from| format!("from {from}"));
+        let from = match (&payload.from, payload.kind) {
+            (Some(from), _) => format!("from {from}"),
+            (None, "adaptive") => "and more, adaptive".to_owned(),
+            (None, _) => "packed harder".to_owned(),
+        };
         let share = |bytes: u64| bytes as f64 * 100.0 / payload.own_bytes.max(1) as f64;
         match payload.bytes {
             Some(bytes) => println!(

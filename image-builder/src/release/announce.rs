@@ -61,16 +61,7 @@ pub fn announce(folder: &Path, changes: &Changes, keys: &KeyFolder, signed_s: u3
             keys.root().version
         );
     }
-    let said = Announcement {
-        sequence: changes.sequence.unwrap_or(held.said.sequence),
-        channel: changes.channel.unwrap_or(held.said.channel),
-        scope: changes.scope.unwrap_or(held.said.scope),
-        validity_h: changes.validity_h.unwrap_or(held.said.validity_h),
-        rescue: changes.rescue,
-        root_version: root.version,
-        signed_s,
-        ..held.said.clone()
-    };
+    let (said, bytes, signatures) = frame(&held, changes, keys, signed_s)?;
     let same_place = (said.channel, said.scope) == (held.said.channel, held.said.scope);
     let (is, was) = (Rank::of(&said), Rank::of(&held.said));
     if same_place && is <= was && !fresher(&said, &held.said) {
@@ -81,20 +72,46 @@ pub fn announce(folder: &Path, changes: &Changes, keys: &KeyFolder, signed_s: u3
             is.sequence
         );
     }
+    if root.version > old.version {
+        replace_file(&folder.join(ROOTS), keys.roots())?;
+    }
+    replace_file(&folder.join(ANNOUNCE), &bytes)?;
+    let rank = format!("{}.{}", is.root_version, is.sequence);
     let (role, keyring) = if said.rescue { ("root", &root.root) } else { ("release", &root.release) };
-    let mut frame = Frame::unsigned(said)?;
+    Ok(Standing { rank, role, signatures, threshold: keyring.threshold() })
+}
+
+/// A release's announcement with `changes`, signed by those keys that are there: what it says, its bytes, and how many
+/// signatures it has.
+///
+/// # Errors
+/// If a key cannot be read.
+pub fn frame(
+    held: &Held,
+    changes: &Changes,
+    keys: &KeyFolder,
+    signed_s: u32,
+) -> Result<(Announcement, Vec<u8>, usize)> {
+    let root = keys.root();
+    let said = Announcement {
+        sequence: changes.sequence.unwrap_or(held.said.sequence),
+        channel: changes.channel.unwrap_or(held.said.channel),
+        scope: changes.scope.unwrap_or(held.said.scope),
+        validity_h: changes.validity_h.unwrap_or(held.said.validity_h),
+        rescue: changes.rescue,
+        root_version: root.version,
+        signed_s,
+        ..held.said.clone()
+    };
+    let keyring = if said.rescue { &root.root } else { &root.release };
+    let mut frame = Frame::unsigned(said.clone())?;
     let message = frame.unverified().signed_bytes()?;
     let mut signers = keys.signers(keyring)?;
     signers.truncate(keyring.threshold().into());
     for signer in &signers {
         frame.sign(signer.number, signer.key.sign(&message))?;
     }
-    if root.version > old.version {
-        replace_file(&folder.join(ROOTS), keys.roots())?;
-    }
-    replace_file(&folder.join(ANNOUNCE), &frame.encode()?)?;
-    let rank = format!("{}.{}", is.root_version, is.sequence);
-    Ok(Standing { rank, role, signatures: signers.len(), threshold: keyring.threshold() })
+    Ok((said, frame.encode()?, signers.len()))
 }
 
 /// Whether a device that held the release back as possibly frozen would now take it.

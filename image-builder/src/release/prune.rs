@@ -1,7 +1,7 @@
 //! Takes old releases out of a repository: their announcements in the list of releases, their catalogues, and the objects
 //! that nothing else needs. Deleting needs proof: if one release or catalogue cannot be read, nothing is deleted.
 
-use super::repository::{Held, Repository};
+use super::repository::{Held, Repository, TRIED};
 use anyhow::{Context, Result};
 use formats::catalogue::Catalogue;
 use formats::frame::{Announcement, Frame, MAX_FRAME_BYTES};
@@ -57,6 +57,10 @@ pub fn prune(repository: &Repository, keep: usize, root: &Root) -> Result<Pruned
         }
         let path = repository.file(&names::release(&held.said.manifest));
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    let tried = repository.file(TRIED);
+    if tried.exists() {
+        fs::remove_dir_all(&tried).with_context(|| format!("remove {}", tried.display()))?;
     }
     for (path, bytes) in unneeded {
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;

@@ -3,9 +3,11 @@
 //! is that takes as many bytes as the release's own way. The announcement is written last, when all that it leads to is
 //! there.
 
+use super::adaptive;
 use super::folder;
-use super::keys::{PrivateKey, ROOTS};
+use super::keys::{KeyFolder, PrivateKey, ROOTS};
 use super::make::full_payload;
+use super::number;
 use super::prune::{Pruned, prune};
 use super::repository::{Held, Repository, STAGING};
 use super::unpack::{self, Stored};
@@ -42,6 +44,12 @@ pub struct Publish<'a> {
     pub keep: Option<usize>,
     /// zstd level of a further full payload.
     pub level: Option<i32>,
+    /// Whether an adaptive payload is offered, for devices that run what no delta starts from.
+    pub adaptive: bool,
+    /// Keys that may announce the release under another number than the one that it was built with.
+    pub keys: Option<&'a KeyFolder>,
+    /// That number; none: its own if it is free, else the next one.
+    pub sequence: Option<u32>,
     /// Block size of what is made.
     pub block: BlockSize,
     /// Only say what would be done.
@@ -82,6 +90,8 @@ pub struct Published {
 pub struct PayloadFacts {
     /// `slot image` or `UKI`.
     pub target: String,
+    /// `delta`, `full` or `adaptive`.
+    pub kind: &'static str,
     /// Version of the base; none for a full payload.
     pub from: Option<String>,
     /// Bytes that a device fetches, hash file included; none in a plan.
@@ -119,12 +129,13 @@ pub fn publish(input: &Publish<'_>) -> Result<Published> {
     if !input.plan && lock.is_none() {
         lock = Some(repository.lock()?);
     }
-    let held = Held::in_release(input.release)?;
+    let mut held = Held::in_release(input.release)?;
     let name = names::announcement_of(&held.said);
-    compare(&held, repository.announced(&name)?.as_ref(), repository.path())?;
+    let renumbered = number::settle(input, &mut held, root)?;
 
     let earlier = earlier(input, &held)?;
     let mut work = Work::new(input, &held, root);
+    work.notes.extend(renumbered.as_ref().map(|(note, _)| note.clone()));
     if !input.plan {
         work.take_objects()?;
         if repository.chain()?.as_ref() != Some(&chain) {
@@ -133,7 +144,10 @@ pub fn publish(input: &Publish<'_>) -> Result<Published> {
     }
     work.catalogues(&earlier)?;
     if !input.plan {
-        let frame = folder::read_limited(&input.release.join(names::ANNOUNCE), MAX_FRAME_BYTES as u64)?;
+        let frame = match renumbered {
+            Some((_, frame)) => frame,
+            None => folder::read_limited(&input.release.join(names::ANNOUNCE), MAX_FRAME_BYTES as u64)?,
+        };
         repository.put(&names::release(&held.said.manifest), &frame)?;
         repository.put(&name, &frame)?;
         if let Some(keep) = input.keep {
@@ -157,28 +171,7 @@ fn merged_chain(repository: &Repository, release: &Path) -> Result<Chain> {
     Ok(chain)
 }
 
-/// Whether a release may take the place of what is announced.
-fn compare(held: &Held, announced: Option<&formats::frame::Announcement>, repository: &Path) -> Result<()> {
-    let Some(announced) = announced else { return Ok(()) };
-    let (is, there) = (Rank::of(&held.said), Rank::of(announced));
-    let (is_text, there_text) = (text(is), text(there));
-    let place = repository.display();
-    if is < there {
-        bail!(
-            "release {is_text} is older than {there_text}, which {place} announces (root version, sequence): devices \
-             would refuse it; build it again with a higher --sequence"
-        );
-    }
-    if is == there && held.said.manifest != announced.manifest {
-        bail!(
-            "{place} announces another release as {there_text} (root version, sequence): a number is used once; build \
-             this one again with a higher --sequence"
-        );
-    }
-    Ok(())
-}
-
-fn text(rank: Rank) -> String {
+pub(super) fn text(rank: Rank) -> String {
     format!("{}.{}", rank.root_version, rank.sequence)
 }
 
@@ -277,20 +270,19 @@ impl<'a> Work<'a> {
             }
             return Ok(());
         }
-        let full = match self.smaller_full()? {
-            Some(full) => Some(full),
-            None => self.kept(None)?.into_iter().next(),
-        };
+        let kept = self.kept(None)?;
+        let (adaptive, full): (Vec<Payload>, Vec<Payload>) =
+            kept.into_iter().partition(|payload| payload.kind.is_adaptive());
+        let full = self.smaller_full()?.or(full.into_iter().next());
+        let adaptive = self.adaptive(adaptive.into_iter().next())?;
+        let for_all: Vec<Payload> = full.into_iter().chain(adaptive).collect();
         for base in earlier {
             let Some((_, roothash, _)) = base.manifest.slot() else { continue };
             let mut payloads = self.deltas(base, roothash)?;
-            payloads.extend(full.clone());
+            payloads.extend(for_all.clone());
             self.put_catalogue(Some(&roothash), payloads)?;
         }
-        if let Some(full) = full {
-            self.put_catalogue(None, vec![full])?;
-        }
-        Ok(())
+        self.put_catalogue(None, for_all)
     }
 
     /// A full payload of the slot image at the level that was asked for.
@@ -300,6 +292,7 @@ impl<'a> Work<'a> {
         let own_bytes = own(&self.held.manifest, position);
         let facts = |bytes, outcome| PayloadFacts {
             target: unpack::name(&target.kind),
+            kind: "full",
             from: None,
             bytes,
             own_bytes,
@@ -326,6 +319,46 @@ impl<'a> Work<'a> {
         Ok(Some(payload))
     }
 
+    /// An adaptive payload of the slot image: the one that is there, else made now.
+    fn adaptive(&mut self, kept: Option<Payload>) -> Result<Option<Payload>> {
+        let Some((position, target)) = slot_target(&self.held.manifest) else { return Ok(None) };
+        let own_bytes = own(&self.held.manifest, position);
+        let facts = |bytes, outcome| PayloadFacts {
+            target: unpack::name(&target.kind),
+            kind: "adaptive",
+            from: None,
+            bytes,
+            own_bytes,
+            outcome,
+        };
+        if let Some(kept) = kept {
+            self.payloads.push(facts(Some(kept.kind.fetch_bytes(&kept.object)), "kept"));
+            return Ok(Some(kept));
+        }
+        if !self.input.adaptive {
+            return Ok(None);
+        }
+        if self.input.plan {
+            self.payloads.push(facts(None, "planned"));
+            return Ok(None);
+        }
+        let image = self.image(self.held, target)?;
+        let partial = self.staged("adaptive")?;
+        let (object, index_bytes) = adaptive::make(&image, &partial, self.input.block, self.input.progress)?;
+        let kind = PayloadKind::Adaptive { index_bytes };
+        let payload =
+            Payload { target: position, object: ObjectRef::from(&object), kind, ignored: Default::default() };
+        let bytes = payload.kind.fetch_bytes(&payload.object);
+        if bytes >= own_bytes {
+            self.payloads.push(facts(Some(bytes), "not smaller"));
+            return Ok(None);
+        }
+        let packed = fs::read(&partial).with_context(|| format!("read {}", partial.display()))?;
+        self.input.repository.put_object(&packed, &object)?;
+        self.payloads.push(facts(Some(bytes), "published"));
+        Ok(Some(payload))
+    }
+
     /// The deltas from `base`: those of a catalogue that is there and good, else made now.
     fn deltas(&mut self, base: &Held, roothash: Digest) -> Result<Vec<Payload>> {
         let kept = self.kept(Some(&roothash))?;
@@ -339,6 +372,7 @@ impl<'a> Work<'a> {
             let own_bytes = own(&self.held.manifest, position);
             let facts = |bytes, outcome| PayloadFacts {
                 target: unpack::name(&target.kind),
+                kind: "delta",
                 from: Some(base.manifest.version.clone()),
                 bytes,
                 own_bytes,
@@ -354,9 +388,15 @@ impl<'a> Work<'a> {
                 found.push(payload.clone());
                 continue;
             }
+            let tried = self.input.repository.tried(&old.object.id, &target.object.id)?;
+            if let Some(bytes) = tried.filter(|bytes| *bytes >= own_bytes) {
+                self.payloads.push(facts(Some(bytes), "not smaller"));
+                continue;
+            }
             let (payload, packed, object) = self.delta(base, old, position, target)?;
             let bytes = payload.object.fetch_bytes();
             if bytes >= own_bytes {
+                self.input.repository.remember_tried(&old.object.id, &target.object.id, bytes)?;
                 self.payloads.push(facts(Some(bytes), "not smaller"));
                 continue;
             }

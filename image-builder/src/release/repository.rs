@@ -12,15 +12,20 @@ use formats::object;
 use formats::repository as names;
 use formats::roles::Chain;
 use formats::trust::Rank;
+use sha2::{Digest as _, Sha256};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// How names of unfinished files begin.
 const PARTIAL: &str = ".partial-";
 /// How names of folders of unpacked images begin.
 pub const STAGING: &str = ".publish-";
+
+/// Deltas that were tried and not worth it, by program: for those who publish.
+pub const TRIED: &str = ".tried";
 
 /// A folder that holds releases.
 #[derive(Clone, Debug)]
@@ -142,6 +147,27 @@ impl Repository {
         Ok(found)
     }
 
+    /// Bytes that a delta took which was tried by this program and was not worth it.
+    ///
+    /// # Errors
+    /// If the note cannot be read.
+    pub fn tried(&self, old: &Digest, new: &Digest) -> Result<Option<u64>> {
+        let path = self.file(&tried_name(old, new)?);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(text.trim().parse().ok())
+    }
+
+    /// Remembers it, so that the next publication need not try again.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn remember_tried(&self, old: &Digest, new: &Digest, bytes: u64) -> Result<()> {
+        self.put(&tried_name(old, new)?, format!("{bytes}\n").as_bytes())
+    }
+
     /// Takes an object and its lists over from another folder; the caller has verified them there.
     ///
     /// # Errors
@@ -220,6 +246,19 @@ impl Held {
         }
         Self::open(folder, read_frame(&path)?)
     }
+}
+
+/// Another program may make smaller deltas, so its digest is in the name.
+fn tried_name(old: &Digest, new: &Digest) -> Result<String> {
+    static PROGRAM: OnceLock<Digest> = OnceLock::new();
+    let program = match PROGRAM.get() {
+        Some(program) => program,
+        None => {
+            let bytes = fs::read("/proc/self/exe").context("read this program")?;
+            PROGRAM.get_or_init(|| Digest(Sha256::digest(&bytes).into()))
+        }
+    };
+    Ok(format!("{TRIED}/{}/{}-{}", program.short(), new.short(), old.short()))
 }
 
 /// Removes unfinished files, and folders of unpacked images.

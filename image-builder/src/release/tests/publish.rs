@@ -46,10 +46,21 @@ struct Run<'a> {
     level: Option<i32>,
     keep: Option<usize>,
     plan: bool,
+    adaptive: bool,
+    renumber: bool,
+    sequence: Option<u32>,
 }
 
-const PLAIN: Run<'_> =
-    Run { from: Vec::new(), key: Some("dev-catalogue.pem"), level: None, keep: None, plan: false };
+const PLAIN: Run<'_> = Run {
+    from: Vec::new(),
+    key: Some("dev-catalogue.pem"),
+    level: None,
+    keep: None,
+    plan: false,
+    adaptive: false,
+    renumber: false,
+    sequence: None,
+};
 
 impl Desk {
     fn publish(&self, name: &str, run: &Run<'_>) -> anyhow::Result<Published> {
@@ -63,6 +74,9 @@ impl Desk {
             key: key.as_ref(),
             keep: run.keep,
             level: run.level,
+            adaptive: run.adaptive,
+            keys: run.renumber.then_some(&self.keys),
+            sequence: run.sequence,
             block: BlockSize::KIB_4,
             plan: run.plan,
             progress: &Progress::quiet(),
@@ -244,6 +258,78 @@ fn a_delta_that_is_not_smaller_is_not_published() {
     let targets: Vec<_> = catalogue.payloads.iter().map(|entry| entry.known().unwrap().target).collect();
     assert_eq!(targets, [1]);
     assert!(desk.at("repo").join(names::release(&facts.manifest)).exists());
+    // What was tried is not tried again: a number that only the note can have comes back.
+    let tried = desk.at("repo").join(super::super::repository::TRIED);
+    let note = fs::read_dir(fs::read_dir(tried).unwrap().next().unwrap().unwrap().path()).unwrap().next();
+    fs::write(note.unwrap().unwrap().path(), "123456789").unwrap();
+    let again = desk.publish("v2", &PLAIN).unwrap();
+    let kept: Vec<_> = again.payloads.iter().map(|payload| (payload.outcome, payload.bytes)).collect();
+    assert_eq!(kept[0], ("not smaller", Some(123_456_789)), "{again:?}");
+}
+
+#[test]
+fn a_second_release_of_one_epoch_gets_the_next_number() {
+    let mut desk = Desk::new();
+    desk.make("v1", 7).unwrap();
+    desk.publish("v1", &PLAIN).unwrap();
+    desk.put_image(&noise(6));
+    desk.make("v2", 7).unwrap();
+    let refused = desk.failure("v2", &PLAIN);
+    assert!(refused.contains("announces another release as 1.7"), "{refused}");
+    let signing = Run { renumber: true, ..PLAIN };
+    let published = desk.publish("v2", &signing).unwrap();
+    assert_eq!(published.rank, "1.8");
+    assert!(published.notes[0].contains("announced as 1.8, since 1.7"), "{published:?}");
+    desk.put_image(&noise(7));
+    let newest = desk.make("v3", 7).unwrap();
+    assert_eq!(desk.publish("v3", &signing).unwrap().rank, "1.9");
+    // The number is the repository's: publishing again changes nothing, and an older release stays one.
+    assert_eq!(desk.publish("v3", &signing).unwrap().rank, "1.9");
+    assert!(desk.failure("v1", &signing).contains("is older than 1.9"));
+    let wanted = Run { sequence: Some(40), ..PLAIN };
+    assert!(desk.failure("v3", &wanted).contains("release keys"));
+    assert_eq!(desk.publish("v3", &Run { renumber: true, ..wanted }).unwrap().rank, "1.40");
+    let repo = desk.at("repo");
+    let (id, _) = reader(&repo, &desk).release(None);
+    assert_eq!(id, newest.manifest);
+}
+
+#[test]
+fn an_adaptive_payload_gives_the_image_from_what_a_stranger_has() {
+    use formats::blocks::{Index, mark};
+    let mut desk = Desk::new();
+    let words: Vec<u8> = noise(5).iter().map(|b| b % 8).collect();
+    desk.put_image(&words[..BLOCKS as usize * 4096]);
+    desk.make("v1", 1).unwrap();
+    let run = Run { adaptive: true, ..PLAIN };
+    let published = desk.publish("v1", &run).unwrap();
+    assert_eq!((published.payloads[0].kind, published.payloads[0].outcome), ("adaptive", "published"));
+    assert_eq!(desk.publish("v1", &run).unwrap().payloads[0].outcome, "kept");
+    let repo = desk.at("repo");
+    let mut reader = reader(&repo, &desk);
+    let (id, manifest) = reader.release(None);
+    let bytes = reader.get(&names::catalogue(&id, None)).unwrap();
+    let catalogue = Catalogue::open(&bytes, &reader.root, &id, &manifest).unwrap();
+    let found = ways(&manifest, Some(&catalogue), 0, &|_| false);
+    let PayloadKind::Adaptive { index_bytes } = found[0].payload.unwrap().kind else { panic!("{found:?}") };
+    let payload = reader.object(&found[0]);
+    let image = fs::read(desk.at("image")).unwrap();
+    let index =
+        Index::parse(&payload[..index_bytes as usize], payload.len() as u64, image.len() as u64).unwrap();
+    let mut made = Vec::new();
+    for number in 0..index.cut().units() {
+        let unit = index.unit(number).unwrap();
+        let packed = &payload[unit.packed.start as usize..unit.packed.end as usize];
+        let bytes = (unit.image.end - unit.image.start) as usize;
+        made.extend(if packed.len() == bytes {
+            packed.to_vec()
+        } else {
+            zstd::bulk::decompress(packed, bytes).unwrap()
+        });
+    }
+    assert!(made == image);
+    let first = mark(&image[..4096]);
+    assert!(index.missing(&|mark| mark == first).len() < 2 && index.missing(&|_| true).is_empty());
 }
 
 #[test]
@@ -281,15 +367,15 @@ fn what_devices_would_refuse_is_not_published() {
     let before = tree(&desk.at("repo"));
     assert_eq!(
         desk.failure("v5", &PLAIN),
-        "release 1.5 is older than 1.6, which repo announces (root version, sequence): devices would refuse it; build \
-         it again with a higher --sequence"
+        "release 1.5 is older than 1.6, which repo announces (root version, sequence): devices would refuse it; \
+         publish it with a higher --sequence, or build it again"
     );
     desk.put_image(&noise(6));
     desk.make("twin", 6).unwrap();
     assert_eq!(
         desk.failure("twin", &PLAIN),
-        "repo announces another release as 1.6 (root version, sequence): a number is used once; build this one again \
-         with a higher --sequence"
+        "repo announces another release as 1.6 (root version, sequence): a number is used once; publish this one with a \
+         higher --sequence"
     );
     desk.make("unsigned", 7).unwrap();
     desk.resign("unsigned", |_| (), &[0]);
