@@ -57,7 +57,7 @@ pub fn status(status: &Value) -> String {
             ),
         );
     }
-    line("if the peer died", word("if_the_peer_died_now"));
+    line("on peer loss", word("if_the_peer_died_now"));
     text
 }
 
@@ -163,7 +163,7 @@ copy            1.0 MiB of about 4.0 MiB, 0.5 MiB/s, about 6 s left
 trouble         server: it is stuck
 CLONE           two machines speak as b2: stop one of them and replace it
 last command    force-solo by ann (uid 0) at 2026-11-21T09:50:45Z
-if the peer died this node goes on alone
+on peer loss    this node goes on alone
 ";
         assert_eq!(said, expected);
         let unjoined =

@@ -34,7 +34,7 @@ fn status_says_everything_and_what_would_happen() {
         (&Value::Null, &json!({}), &json!([]))
     );
     let said = site.ha(Node::A, &["status"]);
-    for words in ["primary, in sync", "(this node)", "lag  ", "witness  ", "if the peer died"] {
+    for words in ["primary, in sync", "(this node)", "lag  ", "witness  ", "on peer loss  "] {
         assert!(said.contains(words), "no `{words}` in {said}");
     }
     // What it lacks grows while it gets nothing.

@@ -362,6 +362,7 @@ fn a_payload_packed_harder_is_offered_to_all() {
 fn what_devices_would_refuse_is_not_published() {
     let mut desk = Desk::new();
     desk.make("v5", 5).unwrap();
+    desk.put_image(&noise(5));
     desk.make("v6", 6).unwrap();
     desk.publish("v6", &PLAIN).unwrap();
     let before = tree(&desk.at("repo"));
