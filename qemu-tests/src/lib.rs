@@ -14,6 +14,7 @@
 //! - [`power_cut`]: every state that a cut leaves of the ESP, judged and booted
 //! - [`boot`]: how far a boot has come, and what took how long
 //! - [`attach`]: a terminal joined to a console
+//! - [`link`]: a bad link in user space, between TAP devices, sockets or pseudo-terminals
 //! - [`site`]: one or more machines that outlive the command that started them
 //! - [`programs`], [`workshop`], [`server`]: the programs under test, releases made with them, releases served
 //! - [`testing`]: what every test needs first
@@ -27,6 +28,7 @@ pub mod disk;
 pub mod esp;
 pub mod fault;
 pub mod firmware_vars;
+pub mod link;
 pub mod machine;
 pub mod power_cut;
 pub mod process;

@@ -1,6 +1,7 @@
 //! `farhold lab`: sites of virtual machines on the desk. What a machine is stands in `qemu-tests`; here are options and
 //! words.
 
+mod link;
 mod show;
 mod up;
 
@@ -33,6 +34,8 @@ enum Action {
     Cut(NodeCmd),
     /// Powers on a node, or all that are off.
     Start(StartCmd),
+    /// Joins two ends by a bad link: slow, late, lossy, down most of the time.
+    Link(Box<link::LinkCmd>),
     /// Ends the site and removes its disks.
     Down(SiteArgs),
 }
@@ -113,6 +116,7 @@ impl LabCmd {
                 Ok(ExitCode::SUCCESS)
             }
             Action::Start(start) => start.run(),
+            Action::Link(link) => link.run(),
             Action::Down(site) => {
                 site.open()?.down()?;
                 Ok(ExitCode::SUCCESS)

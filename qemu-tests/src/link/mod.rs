@@ -1,0 +1,15 @@
+//! A bad link in user space: what one end sends reaches the other late, slowly, damaged, twice, in another order or
+//! never, as a seed says. For tests, and for `farhold lab link`. Data flows downwards:
+//!
+//! - [`words`]: `64kbit`, `600ms`, `5%`, `60s/10min` as numbers
+//! - [`shape`]: what a link does to what it carries
+//! - [`pipe`]: one direction of it: when which bytes come out (pure, the caller tells the time)
+//! - [`ends`]: TAP devices, UDP and TCP sockets, pseudo-terminals
+//! - [`run`]: two ends joined by two pipes
+
+pub mod ends;
+pub mod pipe;
+pub mod run;
+pub mod shape;
+mod tap;
+pub mod words;
