@@ -17,7 +17,9 @@
 //! - [`trust`]: what a device decides about an announcement
 //! - [`delta`]: deltas between images: container, pointer models, decoder (no I/O of its own)
 //! - [`device`]: the profile as the device sees it; [`seed`], [`stick`]: what an installer leaves for it, and a stick's layout
-//! - [`status`]: what the agent reports
+//! - [`status`]: what the agent reports; [`report`]: the same in 200 bytes, for carriers
+//! - [`wave`]: which devices may take a release by now
+//! - [`pull`]: how a device asks for pieces of files over a broker; [`mqtt`]: addresses and topics of one
 
 pub mod arch;
 pub mod blocks;
@@ -40,8 +42,11 @@ pub mod keys;
 pub mod layout;
 pub mod loader;
 pub mod manifest;
+pub mod mqtt;
 pub mod object;
 pub mod payload;
+pub mod pull;
+pub mod report;
 pub mod repository;
 pub mod roles;
 pub mod seed;
@@ -50,3 +55,4 @@ pub mod status;
 pub mod stick;
 pub mod trust;
 pub mod verity;
+pub mod wave;
