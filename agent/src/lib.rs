@@ -6,3 +6,4 @@ pub mod clock;
 pub mod durable;
 pub mod ha;
 pub mod k3s;
+pub mod pull;

@@ -17,6 +17,7 @@ mod pair;
 mod pair_text;
 mod pair_view;
 mod render;
+mod reports;
 mod run;
 mod serve;
 mod step;

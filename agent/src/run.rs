@@ -3,6 +3,7 @@
 use crate::io::clock::boot_ms;
 use crate::io::{efi, notify};
 use crate::observe;
+use crate::reports::{self, Outgoing};
 use crate::serve::{self, Request};
 use crate::step::{Booted, Effect, Event, State};
 use crate::store::{self, Record, Store};
@@ -36,6 +37,7 @@ struct Agent {
     pending: Vec<Record>,
     looked: Option<Instant>,
     updates: Updates,
+    reports: Outgoing,
 }
 
 /// Events of the update engine that wait at once.
@@ -79,6 +81,7 @@ async fn main_loop() -> Result<()> {
                 agent.update(update::Event::Settled);
             }
             Some(event) = reports.recv() => agent.update(event),
+            () = tokio::time::sleep(reports::TURN), if agent.reports.waiting && agent.updates.broker().is_some() => agent.report(),
             () = tokio::time::sleep(wake.unwrap_or(IDLE)), if wake.is_some() => agent.update(update::Event::Tick),
             Ok((stream, _)) = listener.accept() => {
                 tokio::spawn(serve_client(stream, send.clone()));
@@ -131,7 +134,14 @@ impl Agent {
         };
         tracing::info!(?condition, "store opened");
         let updates = Updates::default();
-        let mut agent = Self { state: Some(State::new()), store, pending: Vec::new(), looked: None, updates };
+        let mut agent = Self {
+            state: Some(State::new()),
+            store,
+            pending: Vec::new(),
+            looked: None,
+            updates,
+            reports: Outgoing::default(),
+        };
         let memory = loaded.update.clone();
         agent.handle(Event::Booted(Box::new(Booted { facts, loaded, condition })));
         if let Some(state) = &agent.state {
@@ -176,9 +186,29 @@ impl Agent {
         if looked {
             self.looked = Some(Instant::now());
         }
-        self.persist(outcome.records);
+        let mut records = outcome.records;
+        self.reports.waiting |= records.iter().any(|record| matches!(record, Record::Event(_)));
+        records.extend(self.standing());
+        self.persist(records);
         for effect in outcome.effects {
             self.perform(&effect);
+        }
+    }
+
+    /// How the device stands, if that changed since it was last reported; not before all is known.
+    fn standing(&mut self) -> Option<Record> {
+        let state = self.state.as_ref().filter(|state| state.ready_ms > 0)?;
+        let (target, site) = self.updates.named();
+        let standing = reports::standing(&state.status(boot_ms(), 0), target, site.as_deref());
+        self.reports.stands(standing)
+    }
+
+    /// Sends what is to be reported.
+    fn report(&mut self) {
+        let (Some(store), Some(broker)) = (self.store.as_mut(), self.updates.broker()) else { return };
+        let Some(state) = &self.state else { return };
+        if let Err(error) = self.reports.turn(store, broker, &state.facts.machine_id) {
+            tracing::warn!(%error, "reports wait in the store");
         }
     }
 

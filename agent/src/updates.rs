@@ -4,6 +4,7 @@ use crate::io::clock::boot_ms;
 use crate::io::tool::Tool;
 use crate::serve::Request;
 use crate::step;
+use crate::update::carrier::mqtt::Broker;
 use crate::update::engine::Engine;
 use crate::update::observe;
 use crate::update::state::{Intent, Memory, Release};
@@ -121,6 +122,18 @@ impl Updates {
     /// How long nothing happens by itself.
     pub fn wake(&self) -> Option<Duration> {
         self.state.wake_ms().map(|at| Duration::from_millis(at.saturating_sub(boot_ms())))
+    }
+
+    /// The broker that reports go to, if there is one.
+    pub fn broker(&self) -> Option<&Broker> {
+        self.engine.as_ref().and_then(Engine::broker)
+    }
+
+    /// Target tag and site, as reports name them.
+    pub fn named(&self) -> ([u8; 8], Option<String>) {
+        let facts = self.state.facts.as_ref();
+        let tag = facts.map(|facts| formats::frame::target_tag(&facts.product, &facts.board, facts.arch));
+        (tag.unwrap_or_default(), facts.and_then(|facts| facts.site.clone()))
     }
 
     /// What people see.

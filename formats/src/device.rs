@@ -36,7 +36,7 @@ pub struct DeviceProfile {
 /// Where new releases come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateSettings {
-    /// A folder on the device, or an address that begins with `http://` or `https://`.
+    /// A folder on the device, or an address that begins with `http://`, `https://`, `mqtt://` or `mqtts://`.
     pub source: String,
     /// How often it is asked, seconds.
     pub poll_s: u32,

@@ -18,7 +18,9 @@
 //! - [`delta`]: deltas between images: container, pointer models, decoder (no I/O of its own)
 //! - [`link`]: what travels over serial lines, satellite modems and broadcasts
 //! - [`device`]: the profile as the device sees it; [`seed`], [`stick`]: what an installer leaves for it, and a stick's layout
-//! - [`status`]: what the agent reports
+//! - [`status`]: what the agent reports; [`report`]: the same in 200 bytes, for carriers
+//! - [`wave`]: which devices may take a release by now
+//! - [`pull`]: how a device asks for pieces of files over a broker; [`mqtt`]: addresses and topics of one
 
 pub mod arch;
 pub mod blocks;
@@ -43,8 +45,11 @@ pub mod layout;
 pub mod link;
 pub mod loader;
 pub mod manifest;
+pub mod mqtt;
 pub mod object;
 pub mod payload;
+pub mod pull;
+pub mod report;
 pub mod repository;
 pub mod roles;
 pub mod seed;
@@ -53,3 +58,4 @@ pub mod status;
 pub mod stick;
 pub mod trust;
 pub mod verity;
+pub mod wave;

@@ -16,6 +16,8 @@ pub const OBJECTS: &str = "objects";
 pub const ANNOUNCEMENTS: &str = "announcements";
 /// Folder of the announcements of all releases, by manifest: for those who publish, not for devices.
 pub const RELEASES: &str = "releases";
+/// Folder of waves: how many of the devices that an announcement is for may take it by now.
+pub const WAVES: &str = "waves";
 /// Folder of payload catalogues.
 pub const CATALOGUES: &str = "catalogues";
 
@@ -24,12 +26,21 @@ pub const CATALOGUES: &str = "catalogues";
 /// A device asks for [`Scope::All`] and, if it belongs to a site, for the site's and its own; where there is none,
 /// [`ANNOUNCE`] may be.
 pub fn announcement(target: &[u8; 8], channel: u8, scope: Scope) -> String {
+    format!("{ANNOUNCEMENTS}/{}", scoped(target, channel, scope))
+}
+
+/// Name of the wave of the announcement with the same target tag, channel and scope.
+pub fn wave(target: &[u8; 8], channel: u8, scope: Scope) -> String {
+    format!("{WAVES}/{}", scoped(target, channel, scope))
+}
+
+fn scoped(target: &[u8; 8], channel: u8, scope: Scope) -> String {
     let scope = match scope {
         Scope::All => String::new(),
         Scope::Site(tag) => format!("-site-{}", hex::encode(&tag)),
         Scope::Device(tag) => format!("-device-{}", hex::encode(&tag)),
     };
-    format!("{ANNOUNCEMENTS}/{}-{channel}{scope}", hex::encode(target))
+    format!("{}-{channel}{scope}", hex::encode(target))
 }
 
 /// Name under which a repository announces what `said` announces.

@@ -18,6 +18,7 @@ pub mod fetch;
 pub mod files;
 pub mod finding;
 pub mod flash;
+pub mod fleet;
 pub mod image;
 pub mod lock;
 pub mod mirror;

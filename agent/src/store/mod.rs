@@ -1,4 +1,4 @@
-//! The agent's memory on the state partition: desired and observed state, boots, events, in SQLite.
+//! The agent's memory on the state partition: desired and observed state, boots, events, reports to send, in SQLite.
 //!
 //! `schema` has the numbered migrations, `open` decides what a damaged, newer, full or unwritable file leads to,
 //! `salvage` keeps what can be read of a damaged one. Knows nothing of the loop; a record is durable when
@@ -12,6 +12,7 @@ pub use open::{Condition, open, open_for_reading};
 
 use crate::update::state::Memory;
 use formats::layout::Slot;
+use formats::report::{Report, ReportBody, ReportId, Standing};
 use formats::status::{Desired, EventLine, Observed};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 
@@ -21,6 +22,8 @@ pub const FILE: &str = "agent.db";
 const EVENTS_KEPT: u32 = 1000;
 /// Boots that are kept.
 const BOOTS_KEPT: u32 = 200;
+/// Reports that wait for a link at most; the oldest go first.
+const OUTBOX_KEPT: u32 = 256;
 /// Events that are read back.
 const EVENTS_READ: u32 = 50;
 
@@ -44,6 +47,10 @@ pub enum Record {
     Event(EventLine),
     /// What the update engine remembers.
     Update(Box<Memory>),
+    /// How the device stands, to be reported; it takes the place of the one before.
+    Standing(Box<Standing>),
+    /// Receipts have come for these reports.
+    Received(Vec<ReportId>),
 }
 
 /// What was remembered.
@@ -121,7 +128,32 @@ impl Store {
             "DELETE FROM boots WHERE seq <= (SELECT max(seq) FROM boots) - ?1",
             params![BOOTS_KEPT],
         )?;
+        transaction.execute(
+            "DELETE FROM outbox WHERE number <= (SELECT max(number) FROM outbox) - ?1",
+            params![OUTBOX_KEPT],
+        )?;
         transaction.commit()
+    }
+
+    /// Reports that no receipt has come for, oldest first, at most `most`, as the device with this machine id sends them.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn outbox(&self, device: [u8; 16], most: u32) -> rusqlite::Result<Vec<(ReportId, Vec<u8>)>> {
+        let db = &self.connection;
+        if schema::version(db)? < 3 {
+            return Ok(Vec::new());
+        }
+        let epoch: u32 =
+            db.query_row("SELECT epoch FROM outbox_epoch", [], |row| row.get(0)).optional()?.unwrap_or(0);
+        let mut query = db.prepare("SELECT number, report FROM outbox ORDER BY number LIMIT ?1")?;
+        let rows = query.query_map(params![most], |row| {
+            let id = ReportId { epoch, number: row.get(0)? };
+            let bytes: Vec<u8> = row.get(1)?;
+            let report = Report::parse(&bytes).map_err(|error| damaged(1, error.to_string()))?;
+            Ok((id, Report { id, device, ..report }.encode()))
+        })?;
+        rows.collect()
     }
 
     /// Reads everything that the loop starts from.
@@ -187,15 +219,38 @@ fn write(db: &Transaction<'_>, record: &Record) -> rusqlite::Result<usize> {
             "INSERT OR REPLACE INTO desired (id, version, roothash, source) VALUES (1, ?1, ?2, ?3)",
             params![version, roothash.to_string(), source],
         ),
-        Record::Event(EventLine { boot_id, uptime_ms, code, text }) => db.execute(
-            "INSERT INTO events (boot_id, uptime_ms, code, text) VALUES (?1, ?2, ?3, ?4)",
-            params![boot_id, uptime_ms, code, text],
-        ),
+        Record::Event(EventLine { boot_id, uptime_ms, code, text }) => {
+            let uptime_s = u32::try_from(uptime_ms / 1000).unwrap_or(u32::MAX);
+            post(db, ReportBody::Event { uptime_s, code: code.clone(), text: text.clone() })?;
+            db.execute(
+                "INSERT INTO events (boot_id, uptime_ms, code, text) VALUES (?1, ?2, ?3, ?4)",
+                params![boot_id, uptime_ms, code, text],
+            )
+        }
+        Record::Standing(standing) => {
+            db.execute("DELETE FROM outbox WHERE standing = 1", [])?;
+            post(db, ReportBody::Status(standing.as_ref().clone()))
+        }
+        Record::Received(ids) => {
+            let epoch: u32 = db.query_row("SELECT epoch FROM outbox_epoch", [], |row| row.get(0))?;
+            let mut removed = 0;
+            for id in ids.iter().filter(|id| id.epoch == epoch) {
+                removed += db.execute("DELETE FROM outbox WHERE number = ?1", params![id.number])?;
+            }
+            Ok(removed)
+        }
         Record::Update(memory) => {
             let text = serde_json::to_string(memory).map_err(|error| damaged(0, error.to_string()))?;
             db.execute("INSERT OR REPLACE INTO update_memory (id, json) VALUES (1, ?1)", params![text])
         }
     }
+}
+
+/// Puts a report into the outbox. Who sends it and which number it has is known when it is read.
+fn post(db: &Transaction<'_>, body: ReportBody) -> rusqlite::Result<usize> {
+    let standing = matches!(body, ReportBody::Status(_));
+    let report = Report { id: ReportId::default(), device: [0; 16], body }.encode();
+    db.execute("INSERT INTO outbox (standing, report) VALUES (?1, ?2)", params![standing, report])
 }
 
 fn digest(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<formats::hex::Digest> {

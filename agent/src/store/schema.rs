@@ -4,7 +4,7 @@
 use rusqlite::Connection;
 
 /// The migrations in order.
-pub const MIGRATIONS: [&str; 2] = [
+pub const MIGRATIONS: [&str; 3] = [
     // 1: one row each of what should run and what runs; boots and events in order.
     "CREATE TABLE desired (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -29,15 +29,26 @@ pub const MIGRATIONS: [&str; 2] = [
      ) STRICT;",
     // 2: what the update engine remembers, one JSON document.
     "CREATE TABLE update_memory (id INTEGER PRIMARY KEY CHECK (id = 1), json TEXT NOT NULL) STRICT;",
+    // 3: reports that no receipt has come for. With the epoch their numbers are never used again, even in a new database.
+    "CREATE TABLE outbox (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        standing INTEGER NOT NULL CHECK (standing IN (0, 1)),
+        report BLOB NOT NULL
+     ) STRICT;
+     CREATE TABLE outbox_epoch (id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL) STRICT;
+     INSERT INTO outbox_epoch VALUES (1, random() & 4294967295);",
 ];
 
 /// Tables that a salvage copies, with their columns.
-pub const TABLES: [(&str, &str); 5] = [
+///
+/// Not the epoch of the outbox: a new file counts its reports from the start, so it must have a new one.
+pub const TABLES: [(&str, &str); 6] = [
     ("desired", "id, version, roothash, source"),
     ("observed", "id, slot, roothash, version, kernel"),
     ("boots", "seq, boot_id, slot, roothash, version, trial"),
     ("events", "seq, boot_id, uptime_ms, code, text"),
     ("update_memory", "id, json"),
+    ("outbox", "number, standing, report"),
 ];
 
 /// The version that this program writes.

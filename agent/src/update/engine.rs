@@ -1,7 +1,8 @@
 //! Performs the effects of `step` on threads of its own and reports back with events. Decides nothing.
 
 use crate::io::clock::boot_ms;
-use crate::update::carrier::{self, Carrier, Failure, Tagged, Tally};
+use crate::update::carrier::mqtt::{Broker, Identity};
+use crate::update::carrier::{Carrier, Carriers, Failure, Tagged, Tally};
 use crate::update::fetch::{Control, Interval};
 use crate::update::health::{self, Attempts};
 use crate::update::install::{self, Failed, Platform, Work};
@@ -17,10 +18,11 @@ use formats::frame::{MAX_FRAME_BYTES, Scope, target_tag};
 use formats::hex::Digest;
 use formats::repository;
 use formats::roles::MAX_CHAIN_BYTES;
+use formats::wave::{WAVE_BYTES, Wave};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::mpsc::Sender;
 
 /// Between two reports of progress, ms.
@@ -41,6 +43,12 @@ pub struct Surroundings {
     pub scopes: Vec<Scope>,
     /// Channel that is followed.
     pub channel: u8,
+    /// Machine id.
+    pub id: String,
+    /// Differs by device.
+    pub seed: u64,
+    /// Where announcements come by themselves.
+    pub source: Option<String>,
     /// Declared checks.
     pub checks: Vec<HealthCheck>,
 }
@@ -53,6 +61,7 @@ pub struct Engine {
     looks: mpsc::Sender<Effect>,
     /// The job that is wanted; others end.
     wanted: Arc<AtomicU32>,
+    broker: Arc<OnceLock<Arc<Broker>>>,
 }
 
 impl Engine {
@@ -62,6 +71,12 @@ impl Engine {
     /// If there are none to be had.
     pub fn start(surroundings: Surroundings, events: Sender<Event>) -> Result<Self> {
         let wanted = Arc::new(AtomicU32::new(0));
+        let heard = events.clone();
+        let carriers = Carriers::new(surroundings.identity(), move |source: &str| {
+            // A loop that is busy looks at the source in its own time.
+            drop(heard.try_send(Event::Heard(source.to_owned())));
+        });
+        let carriers = Arc::new(Mutex::new(carriers));
         let worker = || Worker {
             surroundings: surroundings.clone(),
             events: events.clone(),
@@ -69,9 +84,18 @@ impl Engine {
             verified: None,
             attempts: Attempts::default(),
             seen: BTreeMap::new(),
+            carriers: carriers.clone(),
         };
-        let (jobs, looks) = (start("update", worker())?, start("look", worker())?);
-        Ok(Self { jobs, looks, wanted })
+        let broker = Arc::new(OnceLock::new());
+        let opened = broker.clone();
+        let jobs = start("update", worker(), |_| {})?;
+        let looks = start("look", worker(), move |worker| worker.begin(&opened))?;
+        Ok(Self { jobs, looks, wanted, broker })
+    }
+
+    /// The broker that the device is connected to all the time, if there is one.
+    pub fn broker(&self) -> Option<&Broker> {
+        self.broker.get().map(Arc::as_ref)
     }
 
     /// Hands over an effect.
@@ -110,18 +134,39 @@ struct Worker {
     attempts: Attempts,
     /// Announcements as they were when last looked at, by address.
     seen: BTreeMap<String, Tagged>,
+    /// Shared: a device has one session with a broker.
+    carriers: Arc<Mutex<Carriers>>,
 }
 
-fn start(name: &str, mut worker: Worker) -> Result<mpsc::Sender<Effect>> {
+fn start(
+    name: &str,
+    mut worker: Worker,
+    begin: impl FnOnce(&Worker) + Send + 'static,
+) -> Result<mpsc::Sender<Effect>> {
     let (send, effects) = mpsc::channel();
     let thread = std::thread::Builder::new().name(name.into()).stack_size(STACK);
     let run = move || {
+        begin(&worker);
         for effect in effects {
             worker.perform(effect);
         }
     };
     thread.spawn(run).with_context(|| format!("start the {name} thread"))?;
     Ok(send)
+}
+
+impl Surroundings {
+    /// Names of announcements, or waves, that may be for this device.
+    fn names(&self, name: fn(&[u8; 8], u8, Scope) -> String) -> impl Iterator<Item = String> {
+        let (product, board, arch) = &self.target;
+        let tag = target_tag(product, board, *arch);
+        self.scopes.iter().map(move |scope| name(&tag, self.channel, *scope))
+    }
+
+    fn identity(&self) -> Identity {
+        let names = self.names(repository::announcement).chain(self.names(repository::wave));
+        Identity { device: Identity::device_of(&self.id), retained: names.collect(), seed: self.seed }
+    }
 }
 
 /// Reports of one job.
@@ -158,6 +203,29 @@ impl Control for Reports {
 }
 
 impl Worker {
+    fn carriers(&self) -> MutexGuard<'_, Carriers> {
+        self.carriers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held only to open: transfers of both threads go on side by side.
+    fn open(&self, source: &str) -> Result<Box<dyn Carrier>, Failure> {
+        self.carriers().open(source)
+    }
+
+    /// Opens the session over which announcements come by themselves and reports go.
+    fn begin(&self, opened: &OnceLock<Arc<Broker>>) {
+        let source =
+            self.surroundings.source.as_ref().filter(|source| formats::mqtt::Address::is_meant(source));
+        match source.map(|source| self.carriers().broker(source)) {
+            None => {}
+            // Set only here.
+            Some(Ok(broker)) => drop(opened.set(broker)),
+            Some(Err(failure)) => {
+                tracing::warn!(why = failure.why, "announcements do not come by themselves")
+            }
+        }
+    }
+
     fn perform(&mut self, effect: Effect) {
         tracing::debug!(?effect, "update");
         let event = match effect {
@@ -165,7 +233,7 @@ impl Worker {
                 report(self.announcements(&source).map(Event::Announcements))
             }
             Effect::ReadRoots(source, frames) => {
-                let read = open(&source).and_then(|mut c| {
+                let read = self.open(&source).and_then(|mut c| {
                     c.whole(repository::ROOTS, MAX_CHAIN_BYTES as u64, &mut Tally::default())
                 });
                 report(read.map(|roots| Event::Roots(roots, frames)))
@@ -174,7 +242,7 @@ impl Worker {
                 report(self.offered(&source, id, bytes).map(|offered| Event::Manifest(Box::new(offered))))
             }
             Effect::Fetch(job, attempt) => self.job(job, Part::Slot, |worker, work| {
-                let mut carrier = open(&attempt.source).map_err(|failure| (Part::Slot, failure))?;
+                let mut carrier = worker.open(&attempt.source).map_err(|failure| (Part::Slot, failure))?;
                 worker.verified = None;
                 install::fetch(work, &attempt, carrier.as_mut()).map(|()| Event::Fetched(job))
             }),
@@ -247,13 +315,8 @@ impl Worker {
 
     /// What the source announces to everybody, to this site and to this device; for a folder of one release, that.
     fn announcements(&mut self, source: &str) -> Result<Vec<Vec<u8>>, Failure> {
-        let mut carrier = open(source)?;
-        let (product, board, arch) = &self.surroundings.target;
-        let tag = target_tag(product, board, *arch);
-        let channel = self.surroundings.channel;
-        let scopes = self.surroundings.scopes.iter();
-        let mut names: Vec<String> =
-            scopes.map(|scope| repository::announcement(&tag, channel, *scope)).collect();
+        let mut carrier = self.open(source)?;
+        let mut names: Vec<String> = self.surroundings.names(repository::announcement).collect();
         names.push(repository::ANNOUNCE.to_owned());
         let (mut found, mut absent) = (Vec::new(), None);
         for name in names {
@@ -281,7 +344,7 @@ impl Worker {
     }
 
     fn offered(&mut self, source: &str, id: Digest, bytes: u32) -> Result<Offered, Failure> {
-        let mut carrier = open(source)?;
+        let mut carrier = self.open(source)?;
         let mut tally = Tally::default();
         let manifest = carrier.whole(&repository::object(&id), bytes.into(), &mut tally)?;
         let running = self.surroundings.running;
@@ -296,9 +359,15 @@ impl Worker {
                 Err(failure) => tracing::debug!(why = failure.why, "no catalogue"),
             }
         }
+        // Without a wave everybody may take the release.
+        let waves = self
+            .surroundings
+            .names(repository::wave)
+            .filter_map(|name| Wave::parse(&carrier.whole(&name, WAVE_BYTES as u64, &mut tally).ok()?));
+        let wave = waves.filter(|wave| wave.manifest == id).max_by_key(|wave| wave.share);
         let room = install::room(&mut self.surroundings.machine, running)
             .map_err(|error| Failure::local(&error.context("look how much room there is")))?;
-        Ok(Offered { manifest, catalogue, room })
+        Ok(Offered { manifest, catalogue, wave, room })
     }
 
     fn other(&mut self, job: u32) -> Event {
@@ -325,10 +394,6 @@ impl Worker {
         let failed = self.probe(&names).into_iter().filter(|(_, result)| result.is_err());
         failed.map(|(name, _)| name).collect()
     }
-}
-
-fn open(source: &str) -> Result<Box<dyn Carrier>, Failure> {
-    carrier::open(source)
 }
 
 fn report(read: Result<Event, Failure>) -> Event {

@@ -126,6 +126,9 @@ pub fn surroundings(boot: &BootFacts, facts: &Facts) -> Option<Surroundings> {
         target: (facts.product.clone(), facts.board.clone(), facts.arch),
         scopes: scopes(facts),
         channel: facts.channel,
+        id: facts.id.clone(),
+        seed: facts.seed,
+        source: facts.source.clone(),
         checks: facts.checks.clone(),
     })
 }

@@ -9,6 +9,8 @@ const BACKOFF_MAX_MS: u64 = 600_000;
 const RETRY_AFTER_MAX_MS: u64 = 24 * 3600 * 1000;
 /// From the start of the agent to the first look at the source, at least: a start has better things to do.
 const FIRST_CHECK_MS: u64 = 60_000;
+/// An announcement that reaches all devices at once is followed within this time.
+const HEARD_SPREAD_MS: u64 = 30_000;
 /// Between two attempts of checks that have not passed.
 pub const PROBE_MS: u64 = 2_000;
 /// A check whose deadline passes on a slow machine before its first attempt has ended gets this much longer: a command
@@ -50,6 +52,11 @@ pub fn backoff_ms(failures: u32, retry_after_s: Option<u32>, seed: u64) -> u64 {
 pub fn first_check_ms(now_ms: u64, poll_s: u32, seed: u64) -> u64 {
     let spread = (u64::from(poll_s) * 1000 / 10).max(1);
     now_ms + FIRST_CHECK_MS.min(u64::from(poll_s) * 1000) + scatter(seed, 1) % spread
+}
+
+/// When to look at a source that announced something by itself.
+pub fn heard_ms(now_ms: u64, seed: u64) -> u64 {
+    now_ms + scatter(seed, now_ms) % HEARD_SPREAD_MS
 }
 
 /// When to look again: the interval, a tenth more or less.

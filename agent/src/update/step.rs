@@ -24,6 +24,7 @@ use formats::hex::Digest;
 use formats::roles::Root;
 use formats::status::UpdateCost;
 use formats::trust::ChainFetches;
+use formats::wave::Wave;
 
 /// What does not change until the next boot.
 #[derive(Clone, Debug)]
@@ -97,6 +98,8 @@ pub struct Offered {
     pub manifest: Vec<u8>,
     /// A payload catalogue's bytes, if the source has one.
     pub catalogue: Option<Vec<u8>>,
+    /// How many devices may take the release by now, if the source says so.
+    pub wave: Option<Wave>,
     /// The room that there is.
     pub room: Room,
 }
@@ -114,6 +117,8 @@ pub enum Event {
     Forgetful(String),
     /// Somebody wants to know about, or to have, what a source announces; without a source, the configured one.
     Check(Option<String>, Intent),
+    /// A source announced something by itself.
+    Heard(String),
     /// A source's announcements: for everybody, and where there are, for the site and the device.
     Announcements(Vec<Vec<u8>>),
     /// A source's chain of root documents, and the announcements that made it needed.
@@ -249,6 +254,7 @@ impl State {
             Event::Settled => self.live.settled = true,
             Event::Forgetful(why) => self.forgetful(why),
             Event::Check(source, intent) => self.check(source, intent, &mut out),
+            Event::Heard(source) => self.heard(&source, now_ms),
             Event::Announcements(frames) => self.announcements(frames, now_ms, &mut out),
             Event::Roots(chain, frames) => self.roots(&chain, &frames, &mut out),
             Event::Manifest(offered) => self.manifest(&offered, &mut out),

@@ -1,27 +1,45 @@
-//! `farhold serve`: serves a repository over HTTP.
+//! `farhold serve`: serves a repository over HTTP and MQTT.
 
-use crate::serve::http::{self, Options};
+use crate::serve::{broker, http};
 use anyhow::{Context, Result, bail};
+use formats::mqtt::Address;
 use formats::repository as names;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Serves a repository, or a single release folder, over HTTP with ranges and entity tags until it is interrupted.
+/// Where HTTP is served if nothing else is asked for.
+const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8480);
+
+/// Serves a repository, or a single release folder, until it is interrupted: over HTTP with ranges and entity tags, and as
+/// a block server behind an MQTT broker.
 #[derive(clap::Args)]
 pub struct ServeCmd {
     /// Repository or release folder.
     repo: PathBuf,
-    /// Address and port to listen on; port 0 takes a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8480")]
-    http: SocketAddr,
-    /// Send at most this many kbit/s over all connections together, as a slow link would.
+    /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8480, unless --mqtt is given].
+    #[arg(long, value_name = "ADDR")]
+    http: Option<SocketAddr>,
+    /// Broker, as mqtts://USER@HOST/PREFIX?ca=FILE&password-file=FILE.
+    #[arg(long, value_name = "URL", value_parser = broker)]
+    mqtt: Option<Address>,
+    /// Devices that are served over the broker at once; others are told to come again.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    mqtt_devices: u16,
+    /// Where the reports of devices are kept [default: `reports` in the repository].
+    #[arg(long, value_name = "DIR")]
+    reports: Option<PathBuf>,
+    /// Send at most this many kbit/s over all connections of a carrier together, as a slow link would.
     #[arg(long, value_name = "KBIT", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rate_kbit: Option<u64>,
     /// Write a line for each answer to standard error when it ends: method, path, range, status, bytes taken.
     #[arg(long)]
     log: bool,
+}
+
+fn broker(text: &str) -> Result<Address> {
+    Address::parse(text).map_err(anyhow::Error::msg)
 }
 
 impl ServeCmd {
@@ -37,9 +55,48 @@ impl ServeCmd {
                 self.repo.display()
             );
         }
-        let options = Options {
+        let broker = self.mqtt.as_ref().map(|address| self.broker(address));
+        let address = self.http.or(broker.is_none().then_some(HTTP));
+        match (address, broker) {
+            (Some(address), None) => self.http(address)?,
+            (None, Some(broker)) => self.behind(broker)?,
+            (Some(address), Some(broker)) => std::thread::scope(|scope| {
+                let other = scope.spawn(|| self.behind(broker));
+                self.http(address)?;
+                match other.join() {
+                    Ok(ended) => ended,
+                    Err(_) => bail!("the block server has ended"),
+                }
+            })?,
+            (None, None) => {}
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn broker(&self, address: &Address) -> broker::Options {
+        broker::Options {
             folder: self.repo.clone(),
-            address: self.http,
+            address: address.clone(),
+            bits_per_s: self.rate_kbit.map(|kbit| kbit * 1000),
+            devices: self.mqtt_devices.into(),
+            reports: self.reports.clone().unwrap_or_else(|| self.repo.join("reports")),
+            log: self.log,
+        }
+    }
+
+    fn behind(&self, options: broker::Options) -> Result<()> {
+        let folder = self.repo.display();
+        let Address { host, port, prefix, .. } = options.address.clone();
+        broker::run(options, || {
+            println!("serving {folder} behind {host}:{port} as {prefix} (Ctrl-C ends it)");
+        })
+        .with_context(|| format!("serve {folder} behind {host}:{port}"))
+    }
+
+    fn http(&self, address: SocketAddr) -> Result<()> {
+        let options = http::Options {
+            folder: self.repo.clone(),
+            address,
             bits_per_s: self.rate_kbit.map(|kbit| kbit * 1000),
             log: self.log,
         };
@@ -48,7 +105,6 @@ impl ServeCmd {
             println!("serving {folder} at http://{address}/ (Ctrl-C ends it)");
         })
         .with_context(|| format!("serve {folder}"))?;
-        writeln!(std::io::stdout(), "{sent} bytes sent").context("write to standard output")?;
-        Ok(ExitCode::SUCCESS)
+        writeln!(std::io::stdout(), "{sent} bytes sent").context("write to standard output")
     }
 }

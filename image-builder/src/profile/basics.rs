@@ -5,6 +5,7 @@ use super::variables::is_version;
 use crate::finding::{Finding, nearest};
 use crate::pack::model::LayerKind;
 use crate::template;
+use formats::mqtt::Address;
 
 /// Names, versions, and variables that nothing uses.
 pub fn check(profile: &Profile, text: &str) -> Vec<Finding> {
@@ -138,12 +139,20 @@ pub fn ha(ha: &Ha) -> Option<Finding> {
 /// Where updates come from: something that the agent can open, not asked without pause.
 pub fn update(settings: &Settings) -> Option<Finding> {
     let update = settings.update.as_ref()?;
-    let known = ["http://", "https://", "/"].iter().any(|start| update.source.starts_with(start));
+    if let Some(why) =
+        Address::is_meant(&update.source).then(|| Address::parse(&update.source).err()).flatten()
+    {
+        let next = "as mqtts://USER@HOST/PREFIX?ca=FILE&password-file=FILE";
+        return Some(Finding::error("settings.update.source", why, next));
+    }
+    let known = ["http://", "https://", "mqtt://", "mqtts://", "/"]
+        .iter()
+        .any(|start| update.source.starts_with(start));
     if !known || update.source.contains(char::is_whitespace) {
         return Some(Finding::error(
             "settings.update.source",
             format!("`{}` is no source of updates", update.source),
-            "name a web address that begins with http:// or https://, or a folder on the device",
+            "name an address that begins with http://, https://, mqtt:// or mqtts://, or a folder on the device",
         ));
     }
     (update.poll_s < 60).then(|| {

@@ -262,7 +262,7 @@ pub struct Settings {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Update {
-    /// A folder on the device, or an address that begins with `http://` or `https://`.
+    /// A folder on the device, or an address that begins with `http://`, `https://`, `mqtt://` or `mqtts://`.
     pub source: String,
     /// How often it is asked, seconds.
     #[serde(default = "hour")]

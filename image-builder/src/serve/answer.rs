@@ -103,7 +103,7 @@ pub fn name(path: &str) -> Option<&str> {
     let known = match parts.as_slice() {
         [file] => *file == names::ANNOUNCE || *file == names::ROOTS,
         [names::OBJECTS, file] => plain(file.strip_suffix(".lists").unwrap_or(file)),
-        [names::ANNOUNCEMENTS | names::RELEASES, file] => plain(file),
+        [names::ANNOUNCEMENTS | names::WAVES | names::RELEASES, file] => plain(file),
         [names::CATALOGUES, manifest, base] => plain(manifest) && plain(base),
         _ => false,
     };

@@ -1,4 +1,4 @@
-//! Carriers: where bytes of a release come from. A source is a folder, or the address of one on a web server.
+//! Carriers: where bytes of a release come from. A source is a folder, the address of one on a web server, or a broker.
 //!
 //! A carrier trusts nothing and decides nothing: it hands on bytes within limits, says what they cost, and in which of
 //! three ways it failed. What the bytes are worth is checked by who asked. All carriers feed the same staging area, so
@@ -6,6 +6,7 @@
 
 mod folder;
 mod http;
+pub mod mqtt;
 mod stream;
 mod tls;
 
@@ -15,7 +16,9 @@ use crate::update::step::Fault;
 use anyhow::Result;
 use formats::hex::Digest;
 use formats::repository;
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Why a carrier, or the work with its bytes, failed.
 #[derive(Clone, Debug)]
@@ -162,20 +165,69 @@ pub trait Carrier {
     fn pieces(&mut self, wanted: &Wanted, sink: &mut dyn Sink) -> Result<(), Failure>;
 }
 
-/// Opens a source: `http://…`, `https://…`, or a folder.
+/// Opens sources, and keeps those that live on between two uses.
+pub struct Carriers {
+    identity: mqtt::Identity,
+    heard: Arc<dyn Fn(&str) + Send + Sync>,
+    brokers: BTreeMap<String, Arc<mqtt::Broker>>,
+}
+
+impl Carriers {
+    /// Nothing is open yet. `heard` is told of a source that announces something by itself; it is called by other threads.
+    pub fn new(identity: mqtt::Identity, heard: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { identity, heard: Arc::new(heard), brokers: BTreeMap::new() }
+    }
+
+    /// Opens a source: `http://…`, `https://…`, `mqtt://…`, `mqtts://…`, or a folder.
+    ///
+    /// # Errors
+    /// [`Failure`] for an address of another kind.
+    pub fn open(&mut self, source: &str) -> Result<Box<dyn Carrier>, Failure> {
+        if formats::mqtt::Address::is_meant(source) {
+            return Ok(Box::new(mqtt::Handle(self.broker(source)?)));
+        }
+        open(source)
+    }
+
+    /// The session with a broker; it is begun if there is none.
+    ///
+    /// # Errors
+    /// [`Failure`], if the address is none or no session can be kept.
+    pub fn broker(&mut self, source: &str) -> Result<Arc<mqtt::Broker>, Failure> {
+        if let Some(broker) = self.brokers.get(source) {
+            return Ok(broker.clone());
+        }
+        let (heard, named) = (self.heard.clone(), source.to_owned());
+        let broker = mqtt::Broker::start(source, self.identity.clone(), Box::new(move || heard(&named)))?;
+        self.brokers.insert(source.to_owned(), broker.clone());
+        Ok(broker)
+    }
+}
+
+impl Drop for Carriers {
+    fn drop(&mut self) {
+        self.brokers.values().for_each(|broker| broker.close());
+    }
+}
+
+/// Opens a source that needs nothing to be kept: a web server or a folder.
 ///
 /// # Errors
 /// [`Failure`] for an address of another kind.
-pub fn open(source: &str) -> Result<Box<dyn Carrier>, Failure> {
+fn open(source: &str) -> Result<Box<dyn Carrier>, Failure> {
     if source.starts_with("http://") || source.starts_with("https://") {
         return Ok(Box::new(http::Server::open(source)?));
     }
     if source.contains("://") {
-        let why = format!("{source} is not a source: it must be a folder, or begin with http:// or https://");
+        let why = format!(
+            "{source} is not a source: it must be a folder, or begin with http://, https://, mqtt:// or mqtts://"
+        );
         return Err(Failure::new(Fault::Absent, why));
     }
     Ok(Box::new(folder::Folder::open(source)))
 }
 
+#[cfg(test)]
+mod broker_tests;
 #[cfg(test)]
 mod tests;

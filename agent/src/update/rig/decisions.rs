@@ -17,6 +17,7 @@ use formats::keys::Role;
 use formats::manifest::{Entry, Target, TargetKind};
 use formats::repository;
 use formats::roles::{Chain, Root, SignedRoot};
+use formats::wave::{EVERYBODY, Wave};
 
 const SITE: &str = "north";
 const DEVICE: &str = "device";
@@ -56,7 +57,7 @@ fn running_one(shop: &Shop) -> State {
 fn offered(manifest: &[u8]) -> Event {
     let room =
         Room { root: 1 << 30, verity: 1 << 30, esp: 1 << 30, var: 1 << 30, uki: None, boot_loader: None };
-    Event::Manifest(Box::new(Offered { manifest: manifest.to_vec(), catalogue: None, room }))
+    Event::Manifest(Box::new(Offered { manifest: manifest.to_vec(), catalogue: None, wave: None, room }))
 }
 
 fn manifest_of(built: &super::release::Built) -> Vec<u8> {
@@ -128,10 +129,43 @@ fn a_full_esp_is_said_before_any_download() {
     let (state, _) = look(running_one(&shop), &[&shop.two.files[repository::ANNOUNCE]]);
     let room = Room { root: 1 << 30, verity: 1 << 30, esp: 1000, var: 1 << 30, uki: None, boot_loader: None };
     let manifest = manifest_of(&shop.two);
-    let offered = Event::Manifest(Box::new(Offered { manifest, catalogue: None, room }));
+    let offered = Event::Manifest(Box::new(Offered { manifest, catalogue: None, wave: None, room }));
     let (state, out) = state.step(offered, 4000);
     assert!(said(&out).contains("on the ESP") && said(&out).contains("nothing was downloaded"), "{out:?}");
     assert!(out.effects.is_empty() && state.memory.phase == Phase::Idle);
+}
+
+#[test]
+fn who_is_not_in_the_wave_waits_and_an_operator_does_not() {
+    let shop = Shop::new(SMALL);
+    let frame = shop.two.files[repository::ANNOUNCE].clone();
+    let room =
+        Room { root: 1 << 30, verity: 1 << 30, esp: 1 << 30, var: 1 << 30, uki: None, boot_loader: None };
+    let asked = |intent, share| {
+        let (manifest, id) = (manifest_of(&shop.two), Frame::parse(&frame).unwrap().unverified().manifest);
+        let wave = Some(Wave { manifest: id, share });
+        let offered = Offered { manifest, catalogue: None, wave, room };
+        let (state, _) = running_one(&shop).step(Event::Check(None, intent), 2000);
+        let (state, _) = state.step(Event::Announcements(vec![frame.clone()]), 3000);
+        state.step(Event::Manifest(Box::new(offered)), 4000)
+    };
+    let (state, out) = asked(Intent::Poll, 0);
+    assert!(said(&out).contains("waits for its wave") && out.effects.is_empty(), "{out:?}");
+    assert_eq!((state.memory.phase, state.memory.accepted), (Phase::Idle, None));
+    for (intent, share) in [(Intent::Now, 0), (Intent::Poll, EVERYBODY)] {
+        assert!(matches!(asked(intent, share).0.memory.phase, Phase::Fetching(_)));
+    }
+}
+
+#[test]
+fn a_source_that_announces_by_itself_is_looked_at_soon() {
+    let shop = Shop::new(SMALL);
+    let heard = |source: &str| {
+        let now_ms = 100_000;
+        running_one(&shop).step(Event::Heard(source.into()), now_ms).0.wake_ms().unwrap() - now_ms
+    };
+    assert!(heard("net") < 30_000);
+    assert!(heard("elsewhere") > 60_000);
 }
 
 #[test]

@@ -94,6 +94,15 @@ impl State {
         out.refuse(text);
     }
 
+    /// A source that announces by itself is looked at soon, not by all devices at once.
+    pub(super) fn heard(&mut self, source: &str, now_ms: u64) {
+        let configured = self.facts.as_ref().is_some_and(|facts| facts.source.as_deref() == Some(source));
+        if configured {
+            let soon = policy::heard_ms(now_ms, self.seed());
+            self.live.next_check_ms = Some(self.live.next_check_ms.map_or(soon, |next| next.min(soon)));
+        }
+    }
+
     /// Announcements for everybody, for the site, for the device: the newest that is good for this device counts.
     pub(super) fn announcements(&mut self, frames: Vec<Vec<u8>>, now_ms: u64, out: &mut Outcome) {
         let Some(root) = &self.root else { return };
@@ -239,6 +248,18 @@ impl State {
             self.raise(floor, verified);
             self.memory.current = Some(said.manifest);
             return self.up_to_date(out);
+        }
+        if let (Some(wave), Intent::Poll) = (offered.wave, checking.intent)
+            && self.facts.as_ref().is_some_and(|facts| !wave.reaches(&facts.id))
+        {
+            let share = f64::from(wave.share) / 100.0;
+            let text = format!(
+                "version {} waits for its wave: {share} % of the devices may take it by now",
+                manifest.version
+            );
+            self.live.checking = None;
+            self.live.said = Some(text.clone());
+            return out.refuse(text);
         }
         self.live.boot_loader =
             plan::other_boot_loader(&manifest, offered.room.boot_loader).zip(offered.room.boot_loader);
