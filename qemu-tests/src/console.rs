@@ -52,6 +52,15 @@ impl Console {
         Ok(Some((index, line)))
     }
 
+    /// What the line of the last match says after it, once the line has ended.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn rest_of_line(&mut self) -> Result<Option<String>> {
+        self.take_new()?;
+        Ok(self.text.split_once('\n').map(|(rest, _)| rest.trim_end().to_owned()))
+    }
+
     /// The last lines of the log, for an error message.
     pub fn tail(&self) -> String {
         match last_bytes(&self.log) {
@@ -170,6 +179,15 @@ mod tests {
         assert_eq!(console.find(&["two"]).unwrap(), None, "a match is used once");
         file.write_all(b"two again\n").unwrap();
         assert_eq!(console.find(&["two"]).unwrap(), Some((0, "two again".into())));
+    }
+
+    #[test]
+    fn the_rest_of_a_line_is_there_when_it_has_ended() {
+        let (mut file, mut console) = log(b"init: STOPPED. No sl");
+        assert_eq!(console.find(&["STOPPED"]).unwrap(), Some((0, "init: STOPPED. No sl".into())));
+        assert_eq!(console.rest_of_line().unwrap(), None);
+        file.write_all(b"ot.\r\nmore").unwrap();
+        assert_eq!(console.rest_of_line().unwrap(), Some(". No slot.".into()));
     }
 
     #[test]

@@ -109,11 +109,13 @@ impl TestVm {
         self.power_on()?;
         let mut console = self.console()?;
         let (index, line) = self.wait_console(&mut console, &[STOPPED, " login:"], BOOT_PATIENCE)?;
-        self.cut()?;
         if index != 0 {
             anyhow::bail!("it booted: {line}");
         }
-        Ok(line)
+        // The match may be seen while the rest of the line is still on its way.
+        let rest = self.wait("the end of its line", BOOT_PATIENCE, || console.rest_of_line())?;
+        self.cut()?;
+        Ok(format!("{STOPPED}{rest}"))
     }
 
     /// Restarts from within, and waits until the next boot has settled.
