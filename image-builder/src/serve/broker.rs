@@ -35,6 +35,8 @@ const RETRY: Duration = Duration::from_secs(3);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Most announcements and waves of a repository.
 const RETAINED_MAX: usize = 4096;
+/// Topics that the server listens to.
+const TOPICS: usize = 2;
 
 /// What is served, and how.
 #[derive(Clone, Debug)]
@@ -127,15 +129,22 @@ pub fn run(options: Options, ready: impl FnOnce()) -> Result<()> {
 impl Server {
     async fn listen(self: &Rc<Self>, mut events: EventLoop, ready: impl FnOnce()) -> Result<()> {
         let mut ready = Some(ready);
-        let mut said = String::new();
+        let (mut said, mut subscribed) = (String::new(), 0);
         loop {
             match events.poll().await {
                 Ok(Event::Incoming(Incoming::ConnAck(_))) => {
                     said.clear();
+                    subscribed = 0;
                     self.retained.borrow_mut().clear();
                     // The queue may be full of pieces: this must wait for room, and the loop must not.
                     tokio::task::spawn_local(Rc::clone(self).subscribe());
-                    if let Some(ready) = ready.take() {
+                }
+                Ok(Event::Incoming(Incoming::SubAck(_))) => {
+                    subscribed += 1;
+                    // Before, a request would go to nobody.
+                    if subscribed == TOPICS
+                        && let Some(ready) = ready.take()
+                    {
                         ready();
                     }
                 }
@@ -156,7 +165,8 @@ impl Server {
 
     async fn subscribe(self: Rc<Self>) {
         let address = &self.options.address;
-        for topic in [address.get("+"), address.report("+")] {
+        let topics: [String; TOPICS] = [address.get("+"), address.report("+")];
+        for topic in topics {
             if let Err(error) = self.client.subscribe(topic, QoS::AtLeastOnce).await {
                 eprintln!("farhold: subscribe: {error}");
             }

@@ -106,7 +106,7 @@ fn broker_and_server_go_away_in_the_middle_and_come_back() {
 fn a_look_goes_on_beside_a_fetch() {
     let repository = Repository::new(LENGTH);
     let broker = Broker::start(parts::Guard::Nothing);
-    let serve = Serve::mqtt(&repository, &broker.url("server"), &["--rate-kbit", "4000"]);
+    let serve = Serve::mqtt(&repository, &broker.url("server"), &["--rate-kbit", "1000"]);
     let mut carriers = carriers("node");
     let session = carriers.broker(&broker.url("node")).unwrap();
     let (mut meter, mut looks) = (Meter::default(), 0);
@@ -116,11 +116,11 @@ fn a_look_goes_on_beside_a_fetch() {
         while !fetching.is_finished() {
             let roots = look.whole("roots", 10_000, &mut Tally::default()).unwrap();
             assert_eq!(roots, repository.roots);
-            looks += 1;
+            looks += u32::from(!fetching.is_finished());
         }
         fetching.join().unwrap().unwrap();
     });
-    assert!(repository.complete() && looks > 1, "{looks}");
+    assert!(repository.complete() && looks > 0, "{looks}");
     println!("{looks} looks beside a fetch of {} bytes for {LENGTH}", meter.paid);
     assert!(meter.paid < LENGTH as u64 * 5 / 4, "{}", meter.paid);
     drop(serve);
