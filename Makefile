@@ -18,7 +18,7 @@ ARTEFACTS := --artefact farhold-agent=$(AGENT) --artefact farhold-init=$(INIT)
 IMAGE := $(BUILD)/edge-minimal
 PACKAGES := gcc libc6-dev make apt ca-certificates debian-archive-keyring openssh-client
 
-.PHONY: help demo test test-all bench check setup programs image clean programs-arm64 programs-x86_64 image-arm64 image-x86_64
+.PHONY: help demo test test-all bench check setup programs image clean programs-arm64 programs-x86_64 image-arm64 image-x86_64 old-image
 help: ## this list
 	@grep -hE '^[a-z][a-zA-Z0-9_ $$()-]*:.*## ' $(MAKEFILE_LIST) | sed 's/$$(OTHER)/$(OTHER)/; s/: image-%//' | awk -F ':.*## ' '{printf "make %-25s %s\n", $$1, $$2}'
 
@@ -91,12 +91,20 @@ test: image ## all tests that fit in CI
 	RUST_TEST_THREADS=4 $(CARGO) test --release --workspace --exclude qemu-tests  # those of the pair mostly wait
 	$(VM_ENV) $(CARGO) test --release -p qemu-tests -- --test-threads=1
 
-test-all: test ## and the ones that take longer
+# The first state whose devices take releases by themselves: such devices must take today's.
+FIRST_UPDATES := 52172027c71467df2606308014f3479cbf979c52
+OLD := $(BUILD)/first-updates
+old-image: ## bake the image of the first state that has updates, with its own programs
+	@git cat-file -e $(FIRST_UPDATES)^{commit} || { echo "make: this clone lacks commit $(FIRST_UPDATES): git fetch --unshallow" >&2; exit 1; }
+	mkdir -p $(OLD) && git archive $(FIRST_UPDATES) | tar -x -C $(OLD)
+	$(MAKE) --no-print-directory -C $(OLD) image
+
+test-all: test old-image ## and the ones that take longer
 	$(CARGO) test --release -p image-builder -- --ignored
 	$(CARGO) test --release -p agent --lib -- --ignored --nocapture
 	$(CARGO) test --release -p agent --test ha_site every_subset -- --ignored --nocapture
 	$(CARGO) test --release -p agent --test ha_site campaign -- --ignored --nocapture
-	$(VM_ENV) $(CARGO) test --release -p qemu-tests --features long -- --test-threads=1
+	$(VM_ENV) FARHOLD_OLD_IMAGE_DIR=$(CURDIR)/$(OLD)/build/edge-minimal $(CARGO) test --release -p qemu-tests --features long -- --test-threads=1
 	@$(MAKE) --no-print-directory image-$(OTHER)
 	time $(OTHER_VM_ENV) $(CARGO) test --release -p qemu-tests --features long $(OTHER_TESTS:%=--test %) -- --test-threads=1
 

@@ -120,6 +120,21 @@ impl<'a> Scenario<'a> {
         Ok(Told { published, sent, status })
     }
 
+    /// An ordinary release, taken without disturbance.
+    ///
+    /// # Errors
+    /// If anything goes otherwise.
+    pub fn release(&mut self, version: &str) -> Result<Told> {
+        let published = self.offer(version)?;
+        let before = self.server.sent()?;
+        self.order()?;
+        let status = self.settled_with(version)?;
+        let sent = since(self.server.sent()?, before);
+        let (slot, now) = runs(&status)?;
+        self.tell(&format!("  {now} runs in slot {slot}: {} bytes over the link", sent.bytes));
+        Ok(Told { published, sent, status })
+    }
+
     /// Bakes and publishes a version, and tells what it costs.
     ///
     /// # Errors
