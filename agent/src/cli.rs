@@ -1,6 +1,7 @@
 //! The command line.
 
-use crate::{early, host_keys, kubernetes, offline, pair, render, run};
+use crate::stick::Stick;
+use crate::{early, fetch_file, host_keys, kubernetes, offline, pair, render, run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use formats::status::{SOCKET, Status, Why};
@@ -18,6 +19,9 @@ const ANSWER_MAX: u64 = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long it may take over a look at a source on a slow link, or over verifying a slot.
 const LONG_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Seconds without progress after which a stick is given back.
+const STILL_S: u32 = 120;
 
 /// Looks after a Farhold device: what should run, what runs, and why.
 #[derive(Parser)]
@@ -47,6 +51,10 @@ enum Command {
     Witness(pair::Witness),
     /// Say what an update would do, or do it
     Update(Update),
+    /// Install a release from a stick or folder, and leave a report on it
+    Import(Import),
+    /// Fetch one file from a source over any carrier, to see what a link is worth
+    Fetch(fetch_file::Fetch),
     /// Keep the release on trial without waiting for its checks
     Commit(Output),
     /// Give up the update, leave the trial, or go back to the other slot
@@ -64,6 +72,20 @@ struct Update {
     /// Folder or http(s) address of a release, instead of the profile's
     #[arg(long, value_name = "DIR|URL")]
     source: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args)]
+struct Import {
+    /// Folder with a repository or a release, or a block device, which is mounted for reading
+    path: std::path::PathBuf,
+    /// Write nothing onto it
+    #[arg(long)]
+    no_report: bool,
+    /// Leave alone what holds no release: for a stick that was plugged in, for whatever reason
+    #[arg(long)]
+    if_release: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -96,6 +118,8 @@ pub fn main() -> ExitCode {
         Command::K3s(k3s) => k3s.run(),
         Command::Witness(witness) => witness.run(),
         Command::Update(update) => do_update(&update),
+        Command::Import(import) => do_import(&import),
+        Command::Fetch(fetch) => fetch.run(),
         Command::Commit(output) => request("commit", &output),
         Command::Rollback(output) => request("rollback", &output),
     };
@@ -138,6 +162,57 @@ fn do_update(update: &Update) -> Result<ExitCode> {
         follow()?;
     }
     Ok(code)
+}
+
+fn do_import(import: &Import) -> Result<ExitCode> {
+    let path =
+        std::path::absolute(&import.path).with_context(|| format!("find {}", import.path.display()))?;
+    let stick = match Stick::open(&path) {
+        Err(error) if import.if_release => {
+            eprintln!("farhold-agent: left alone: {error:#}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        opened => opened?,
+    };
+    if import.if_release && !stick.offers() {
+        eprintln!("{} holds no release and is left alone", path.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let source = absolute(&stick.folder().display().to_string())?;
+    let code = request(&format!("update now {source}"), &import.output)?;
+    if code == ExitCode::SUCCESS {
+        while_it_is_read(&stick)?;
+    }
+    if import.no_report {
+        return Ok(code);
+    }
+    // A stick that is full, read-only or gone keeps nobody from anything.
+    match ask::<Status>("status").and_then(|status| stick.report(&status)) {
+        Ok(name) => eprintln!("the report is {name}"),
+        Err(error) => eprintln!("farhold-agent: no report: {error:#}"),
+    }
+    Ok(code)
+}
+
+/// Waits until the stick is not needed any more: all is fetched, it is gone, or nothing comes.
+fn while_it_is_read(stick: &Stick) -> Result<()> {
+    let (mut done, mut still) = (0, 0);
+    while stick.there() && still < STILL_S {
+        let update = ask::<Status>("status")?.update.unwrap_or_default();
+        if update.phase != "fetching" {
+            return Ok(());
+        }
+        still = if update.done_bytes == done { still + 1 } else { 0 };
+        done = update.done_bytes;
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{}", render::progress(&update));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    eprintln!(
+        "not all of it came: what came is kept; the rest comes from any other source, or from this one again"
+    );
+    Ok(())
 }
 
 /// The agent has another working folder than its caller.

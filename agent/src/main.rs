@@ -7,6 +7,7 @@
 
 mod cli;
 mod early;
+mod fetch_file;
 mod findings;
 mod host_keys;
 mod io;
@@ -21,6 +22,7 @@ mod reports;
 mod run;
 mod serve;
 mod step;
+mod stick;
 mod store;
 mod update;
 mod updates;

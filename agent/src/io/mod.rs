@@ -1,5 +1,6 @@
 //! Outside things, one per file; no decisions here.
 
+pub mod beneath;
 pub mod disk;
 pub mod efi;
 pub mod ioctl;

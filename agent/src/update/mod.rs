@@ -22,6 +22,7 @@ pub mod slot;
 pub mod staging;
 pub mod state;
 pub mod step;
+pub mod stick_report;
 pub mod view;
 pub mod written;
 

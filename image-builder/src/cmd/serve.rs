@@ -1,5 +1,6 @@
-//! `farhold serve`: serves a repository over HTTP and MQTT.
+//! `farhold serve`: serves a repository over HTTP, MQTT and serial lines.
 
+use crate::serve::serial::{self, Line};
 use crate::serve::{broker, http};
 use anyhow::{Context, Result, bail};
 use formats::mqtt::Address;
@@ -12,13 +13,13 @@ use std::process::ExitCode;
 /// Where HTTP is served if nothing else is asked for.
 const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8480);
 
-/// Serves a repository, or a single release folder, until it is interrupted: over HTTP with ranges and entity tags, and as
-/// a block server behind an MQTT broker.
+/// Serves a repository, or a single release folder, until it is interrupted: over HTTP with ranges and entity tags, as a
+/// block server behind an MQTT broker, and at the end of a serial line.
 #[derive(clap::Args)]
 pub struct ServeCmd {
     /// Repository or release folder.
     repo: PathBuf,
-    /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8480, unless --mqtt is given].
+    /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8480, unless --mqtt or --serial is given].
     #[arg(long, value_name = "ADDR")]
     http: Option<SocketAddr>,
     /// Broker, as mqtts://USER@HOST/PREFIX?ca=FILE&password-file=FILE.
@@ -27,6 +28,9 @@ pub struct ServeCmd {
     /// Devices that are served over the broker at once; others are told to come again.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     mqtt_devices: u16,
+    /// Serial line, as /dev/ttyUSB0?baud=9600.
+    #[arg(long, value_name = "DEV", value_parser = Line::parse)]
+    serial: Option<Line>,
     /// Where the reports of devices are kept [default: `reports` in the repository].
     #[arg(long, value_name = "DIR")]
     reports: Option<PathBuf>,
@@ -55,22 +59,27 @@ impl ServeCmd {
                 self.repo.display()
             );
         }
-        let broker = self.mqtt.as_ref().map(|address| self.broker(address));
-        let address = self.http.or(broker.is_none().then_some(HTTP));
-        match (address, broker) {
-            (Some(address), None) => self.http(address)?,
-            (None, Some(broker)) => self.behind(broker)?,
-            (Some(address), Some(broker)) => std::thread::scope(|scope| {
-                let other = scope.spawn(|| self.behind(broker));
-                self.http(address)?;
-                match other.join() {
-                    Ok(ended) => ended,
-                    Err(_) => bail!("the block server has ended"),
-                }
-            })?,
-            (None, None) => {}
+        let others = self.mqtt.is_some() || self.serial.is_some();
+        let mut servers: Vec<Box<dyn FnOnce() -> Result<()> + Send + '_>> = Vec::new();
+        if let Some(address) = self.http.or((!others).then_some(HTTP)) {
+            servers.push(Box::new(move || self.http(address)));
         }
+        if let Some(address) = &self.mqtt {
+            servers.push(Box::new(|| self.behind(self.broker(address))));
+        }
+        if let Some(line) = &self.serial {
+            servers.push(Box::new(|| self.on_a_line(line)));
+        }
+        side_by_side(servers)?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn on_a_line(&self, line: &Line) -> Result<()> {
+        let folder = self.repo.display();
+        serial::run(&self.repo, line, self.log, || {
+            println!("serving {folder} on {} at {} bit/s (Ctrl-C ends it)", line.device, line.baud);
+        })
+        .with_context(|| format!("serve {folder} on {}", line.device))
     }
 
     fn broker(&self, address: &Address) -> broker::Options {
@@ -107,4 +116,27 @@ impl ServeCmd {
         .with_context(|| format!("serve {folder}"))?;
         writeln!(std::io::stdout(), "{sent} bytes sent").context("write to standard output")
     }
+}
+
+/// Runs all until they end, as an interrupt makes them; the first that fails ends all, with the process.
+fn side_by_side(servers: Vec<Box<dyn FnOnce() -> Result<()> + Send + '_>>) -> Result<()> {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let many = servers.len();
+        for server in servers {
+            let tell = tell.clone();
+            scope.spawn(move || drop(tell.send(server())));
+        }
+        for _ in 0..many {
+            match told.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    eprintln!("farhold: {error:#}");
+                    std::process::exit(1);
+                }
+                Err(_) => bail!("a server has ended"),
+            }
+        }
+        Ok(())
+    })
 }

@@ -145,14 +145,14 @@ pub fn update(settings: &Settings) -> Option<Finding> {
         let next = "as mqtts://USER@HOST/PREFIX?ca=FILE&password-file=FILE";
         return Some(Finding::error("settings.update.source", why, next));
     }
-    let known = ["http://", "https://", "mqtt://", "mqtts://", "/"]
+    let known = ["http://", "https://", "mqtt://", "mqtts://", "serial:/dev/", "/"]
         .iter()
         .any(|start| update.source.starts_with(start));
     if !known || update.source.contains(char::is_whitespace) {
         return Some(Finding::error(
             "settings.update.source",
             format!("`{}` is no source of updates", update.source),
-            "name an address that begins with http://, https://, mqtt:// or mqtts://, or a folder on the device",
+            "name an address that begins with http://, https://, mqtt://, mqtts:// or serial:/dev/, or a folder on the device",
         ));
     }
     (update.poll_s < 60).then(|| {

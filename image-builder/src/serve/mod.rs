@@ -6,6 +6,7 @@
 //! - [`http`]: sockets, files, one answer after the other
 //! - [`queue`]: requests over a broker ─▶ whose piece is sent next (pure)
 //! - [`broker`]: announcements, pieces and reports over MQTT
+//! - [`serial`]: the same files in chunks over a serial line
 //!
 //! Only names of `formats::repository` are served, so nothing else that lies in the folder gets out.
 
@@ -14,3 +15,4 @@ pub mod broker;
 pub mod http;
 pub mod pace;
 pub mod queue;
+pub mod serial;

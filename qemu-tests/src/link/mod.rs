@@ -6,8 +6,14 @@
 //! - [`pipe`]: one direction of it: when which bytes come out (pure, the caller tells the time)
 //! - [`ends`]: TAP devices, UDP and TCP sockets, pseudo-terminals
 //! - [`run`]: two ends joined by two pipes
+//! - [`modem`]: a satellite modem and its gateway
+//! - [`parcel`]: an object to carry, served and fetched by the programs under test
+//! - [`namespaces`]: two network namespaces with such a link between them
 
 pub mod ends;
+pub mod modem;
+pub mod namespaces;
+pub mod parcel;
 pub mod pipe;
 pub mod run;
 pub mod shape;

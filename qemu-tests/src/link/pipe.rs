@@ -53,7 +53,7 @@ pub struct Pipe {
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): the n-th number of a seed.
-fn chance(seed: u64, n: u64) -> u64 {
+pub(super) fn chance(seed: u64, n: u64) -> u64 {
     let mut x = seed.wrapping_add(n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,6 +1,7 @@
-//! A release in a folder: a stick, a share. It may go away while it is read.
+//! A release in a folder: a stick, a share. It may go away while it is read, and a stranger may have filled it.
 
 use super::{Carrier, Failure, Sink, Stream, Toll, Wanted};
+use crate::io::beneath;
 use crate::update::step::Fault;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -23,11 +24,10 @@ impl Folder {
 
     fn file(&self, path: &str) -> Result<(File, PathBuf), Failure> {
         let full = self.root.join(path);
-        match File::open(&full) {
-            Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => Ok((file, full)),
-            Ok(_) => Err(Failure::new(Fault::Absent, format!("{} is no regular file", full.display()))),
+        match beneath::open(&self.root, path) {
+            Ok(file) => Ok((file, full)),
             Err(error) if error.kind() == ErrorKind::NotFound && self.root.is_dir() => {
-                Err(Failure::new(Fault::Absent, format!("{} is not there", full.display())))
+                Err(Failure::new(Fault::Absent, format!("{} is no file there", full.display())))
             }
             Err(error) => Err(unread(&full, &error)),
         }

@@ -1,4 +1,5 @@
-//! Carriers: where bytes of a release come from. A source is a folder, the address of one on a web server, or a broker.
+//! Carriers: where bytes of a release come from. A source is a folder, the address of one on a web server, a broker,
+//! or a serial line.
 //!
 //! A carrier trusts nothing and decides nothing: it hands on bytes within limits, says what they cost, and in which of
 //! three ways it failed. What the bytes are worth is checked by who asked. All carriers feed the same staging area, so
@@ -6,7 +7,10 @@
 
 mod folder;
 mod http;
+mod linked;
 pub mod mqtt;
+mod satellite;
+mod serial;
 mod stream;
 mod tls;
 
@@ -178,7 +182,7 @@ impl Carriers {
         Self { identity, heard: Arc::new(heard), brokers: BTreeMap::new() }
     }
 
-    /// Opens a source: `http://…`, `https://…`, `mqtt://…`, `mqtts://…`, or a folder.
+    /// Opens a source: `http://…`, `https://…`, `mqtt://…`, `mqtts://…`, `serial:…`, or a folder.
     ///
     /// # Errors
     /// [`Failure`] for an address of another kind.
@@ -210,7 +214,7 @@ impl Drop for Carriers {
     }
 }
 
-/// Opens a source that needs nothing to be kept: a web server or a folder.
+/// Opens a source that needs nothing to be kept: a web server, a serial line or a folder.
 ///
 /// # Errors
 /// [`Failure`] for an address of another kind.
@@ -218,9 +222,18 @@ fn open(source: &str) -> Result<Box<dyn Carrier>, Failure> {
     if source.starts_with("http://") || source.starts_with("https://") {
         return Ok(Box::new(http::Server::open(source)?));
     }
+    if source.starts_with("serial:") {
+        let address = serial::Address::parse(source)?;
+        let port = serial::Port::open(&address)?;
+        return Ok(if address.satellite {
+            Box::new(linked::Linked::new(satellite::Modem::new(port, address))?)
+        } else {
+            Box::new(linked::Linked::new(serial::Line::new(port, &address))?)
+        });
+    }
     if source.contains("://") {
         let why = format!(
-            "{source} is not a source: it must be a folder, or begin with http://, https://, mqtt:// or mqtts://"
+            "{source} is not a source: it must be a folder, or begin with http://, https://, mqtt://, mqtts:// or serial:"
         );
         return Err(Failure::new(Fault::Absent, why));
     }
