@@ -10,6 +10,7 @@ use crate::update::machine::Machine;
 use crate::update::slot::VerifiedSlot;
 use crate::update::state::{Attempt, Progress};
 use crate::update::step::{Effect, Event, Fault, Offered, Part};
+use crate::update::waves;
 use anyhow::{Context, Result};
 use formats::arch::Arch;
 use formats::catalogue::MAX_CATALOGUE_BYTES;
@@ -18,7 +19,6 @@ use formats::frame::{MAX_FRAME_BYTES, Scope, target_tag};
 use formats::hex::Digest;
 use formats::repository;
 use formats::roles::MAX_CHAIN_BYTES;
-use formats::wave::{WAVE_BYTES, Wave};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -359,12 +359,7 @@ impl Worker {
                 Err(failure) => tracing::debug!(why = failure.why, "no catalogue"),
             }
         }
-        // Without a wave everybody may take the release.
-        let waves = self
-            .surroundings
-            .names(repository::wave)
-            .filter_map(|name| Wave::parse(&carrier.whole(&name, WAVE_BYTES as u64, &mut tally).ok()?));
-        let wave = waves.filter(|wave| wave.manifest == id).max_by_key(|wave| wave.share);
+        let wave = waves::read(carrier.as_mut(), self.surroundings.names(repository::wave), id, &mut tally);
         let room = install::room(&mut self.surroundings.machine, running)
             .map_err(|error| Failure::local(&error.context("look how much room there is")))?;
         Ok(Offered { manifest, catalogue, wave, room })

@@ -24,6 +24,7 @@ pub mod state;
 pub mod step;
 pub mod stick_report;
 pub mod view;
+pub mod waves;
 pub mod written;
 
 #[cfg(test)]

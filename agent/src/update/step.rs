@@ -11,6 +11,7 @@ mod work;
 
 pub use look::words;
 
+use crate::update::carrier::Failure;
 use crate::update::entries::Operation;
 use crate::update::plan::Room;
 use crate::update::policy;
@@ -98,8 +99,8 @@ pub struct Offered {
     pub manifest: Vec<u8>,
     /// A payload catalogue's bytes, if the source has one.
     pub catalogue: Option<Vec<u8>>,
-    /// How many devices may take the release by now, if the source says so.
-    pub wave: Option<Wave>,
+    /// How many devices may take the release by now, if the source says so; why that is not known.
+    pub wave: Result<Option<Wave>, Failure>,
     /// The room that there is.
     pub room: Room,
 }
@@ -257,7 +258,7 @@ impl State {
             Event::Heard(source) => self.heard(&source, now_ms),
             Event::Announcements(frames) => self.announcements(frames, now_ms, &mut out),
             Event::Roots(chain, frames) => self.roots(&chain, &frames, &mut out),
-            Event::Manifest(offered) => self.manifest(&offered, &mut out),
+            Event::Manifest(offered) => self.manifest(&offered, now_ms, &mut out),
             Event::Unread(why, fault) => self.unread(why, fault, now_ms, &mut out),
             Event::Progress(job, progress) if job == self.job => self.progress(progress, now_ms),
             Event::Bytes(job, bytes) if job == self.job => self.live.fetched += bytes,

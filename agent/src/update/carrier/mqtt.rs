@@ -27,7 +27,7 @@ const OUTBOX: usize = 64;
 const INBOX: u64 = 16;
 /// How long a session may take to come up before a transfer is put off.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
-/// Retained messages come right after the subscription, if there are any.
+/// Retained messages come right after a subscription is confirmed, if there are any.
 const RETAINED_PATIENCE: Duration = Duration::from_secs(5);
 /// Retained files that are kept: announcements and waves for everybody, the site and the device.
 const RETAINED_MAX: usize = 8;
@@ -62,8 +62,10 @@ impl Identity {
 struct Shared {
     /// Counts sessions; even while there is none.
     session: u64,
-    /// When the session began, ms since the kernel started.
+    /// When the broker last confirmed a subscription, ms since the kernel started.
     since_ms: u64,
+    /// Subscriptions that it has not confirmed: until then it may have files that it did not send.
+    unconfirmed: usize,
     retained: BTreeMap<String, Vec<u8>>,
     /// Where pieces go while somebody pulls, by session of the request.
     takers: BTreeMap<u32, SyncSender<Vec<u8>>>,
@@ -71,6 +73,13 @@ struct Shared {
     /// Why there is no session.
     why: String,
     closed: bool,
+}
+
+impl Shared {
+    /// Whether what the broker retains has come, if there is any.
+    fn settled(&self) -> bool {
+        self.unconfirmed == 0 && boot_ms() >= self.since_ms + RETAINED_PATIENCE.as_millis() as u64
+    }
 }
 
 /// A broker, with the session to it.
@@ -175,16 +184,18 @@ impl Broker {
         self.session()?;
         let shared = locked(&self.shared);
         let waited = self.changed.wait_timeout_while(shared, RETAINED_PATIENCE, |shared| {
-            let settled = boot_ms() >= shared.since_ms + RETAINED_PATIENCE.as_millis() as u64;
-            !shared.retained.contains_key(name) && !settled && !shared.closed
+            !shared.retained.contains_key(name) && !shared.settled() && !shared.closed
         });
         let (shared, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        shared.retained.get(name).cloned().ok_or_else(|| {
-            Failure::new(
-                Fault::Absent,
-                format!("the broker has nothing under {}", self.address.retained(name)),
-            )
-        })
+        let (fault, what) = match shared.unconfirmed {
+            0 if !shared.closed => (Fault::Absent, "has nothing under"),
+            _ => (Fault::Unreachable(None), "has not said yet whether it has"),
+        };
+        shared
+            .retained
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Failure::new(fault, format!("the broker {what} {}", self.address.retained(name))))
     }
 
     /// Sends a report, if there is a session; whether it arrived is told by a receipt. Gives whether it was sent.
@@ -368,6 +379,11 @@ impl Session {
             match event {
                 Ok(Ok(Event::Incoming(Incoming::ConnAck(_)))) => self.up(),
                 Ok(Ok(Event::Incoming(Incoming::Publish(message)))) => self.message(message),
+                Ok(Ok(Event::Incoming(Incoming::SubAck(_)))) => {
+                    let mut shared = locked(&self.broker.shared);
+                    shared.unconfirmed = shared.unconfirmed.saturating_sub(1);
+                    shared.since_ms = boot_ms();
+                }
                 Ok(Ok(Event::Incoming(_) | Event::Outgoing(_))) => {}
                 Ok(Err(error)) => self.down(&error.to_string()),
                 Err(_) => return,
@@ -380,10 +396,11 @@ impl Session {
         let Broker { address, identity, name, client, shared, changed } = &*self.broker;
         let mut topics: Vec<(String, QoS)> = vec![(address.to(name), QoS::AtMostOnce)];
         topics.extend(identity.retained.iter().map(|name| (address.retained(name), QoS::AtLeastOnce)));
+        let mut shared = locked(shared);
+        shared.unconfirmed = topics.len();
         for (topic, qos) in topics {
             drop(client.try_subscribe(topic, qos));
         }
-        let mut shared = locked(shared);
         shared.session += 1 + shared.session % 2;
         shared.since_ms = boot_ms();
         tracing::info!(host = address.host, "the broker is reached");

@@ -2,6 +2,7 @@
 //! `docs/failure-modes.md`.
 
 use super::release::{BOARD, PRODUCT, SMALL, Shop, key, public};
+use crate::update::carrier::Failure;
 use crate::update::entries::Operation;
 use crate::update::plan::{self, Room};
 use crate::update::policy;
@@ -57,7 +58,7 @@ fn running_one(shop: &Shop) -> State {
 fn offered(manifest: &[u8]) -> Event {
     let room =
         Room { root: 1 << 30, verity: 1 << 30, esp: 1 << 30, var: 1 << 30, uki: None, boot_loader: None };
-    Event::Manifest(Box::new(Offered { manifest: manifest.to_vec(), catalogue: None, wave: None, room }))
+    Event::Manifest(Box::new(Offered { manifest: manifest.to_vec(), catalogue: None, wave: Ok(None), room }))
 }
 
 fn manifest_of(built: &super::release::Built) -> Vec<u8> {
@@ -129,7 +130,7 @@ fn a_full_esp_is_said_before_any_download() {
     let (state, _) = look(running_one(&shop), &[&shop.two.files[repository::ANNOUNCE]]);
     let room = Room { root: 1 << 30, verity: 1 << 30, esp: 1000, var: 1 << 30, uki: None, boot_loader: None };
     let manifest = manifest_of(&shop.two);
-    let offered = Event::Manifest(Box::new(Offered { manifest, catalogue: None, wave: None, room }));
+    let offered = Event::Manifest(Box::new(Offered { manifest, catalogue: None, wave: Ok(None), room }));
     let (state, out) = state.step(offered, 4000);
     assert!(said(&out).contains("on the ESP") && said(&out).contains("nothing was downloaded"), "{out:?}");
     assert!(out.effects.is_empty() && state.memory.phase == Phase::Idle);
@@ -141,20 +142,33 @@ fn who_is_not_in_the_wave_waits_and_an_operator_does_not() {
     let frame = shop.two.files[repository::ANNOUNCE].clone();
     let room =
         Room { root: 1 << 30, verity: 1 << 30, esp: 1 << 30, var: 1 << 30, uki: None, boot_loader: None };
-    let asked = |intent, share| {
-        let (manifest, id) = (manifest_of(&shop.two), Frame::parse(&frame).unwrap().unverified().manifest);
-        let wave = Some(Wave { manifest: id, share });
-        let offered = Offered { manifest, catalogue: None, wave, room };
+    let wave = |share| {
+        let id = Frame::parse(&frame).unwrap().unverified().manifest;
+        Ok(Some(Wave { manifest: id, share }))
+    };
+    let looked = |intent, wave| {
+        let offered = Offered { manifest: manifest_of(&shop.two), catalogue: None, wave, room };
         let (state, _) = running_one(&shop).step(Event::Check(None, intent), 2000);
         let (state, _) = state.step(Event::Announcements(vec![frame.clone()]), 3000);
         state.step(Event::Manifest(Box::new(offered)), 4000)
     };
+    let asked = |intent, share| looked(intent, wave(share));
     let (state, out) = asked(Intent::Poll, 0);
     assert!(said(&out).contains("waits for its wave") && out.effects.is_empty(), "{out:?}");
     assert_eq!((state.memory.phase, state.memory.accepted), (Phase::Idle, None));
     for (intent, share) in [(Intent::Now, 0), (Intent::Poll, EVERYBODY)] {
         assert!(matches!(asked(intent, share).0.memory.phase, Phase::Fetching(_)));
     }
+    // A release that is held back does not get out because the wave did not come.
+    let lost = || Err(Failure::new(Fault::Unreachable(Some(7200)), "no answer"));
+    let (state, out) = looked(Intent::Poll, lost());
+    assert!(
+        said(&out).contains("until its wave can be read: no answer") && out.effects.is_empty(),
+        "{out:?}"
+    );
+    assert_eq!((&state.memory.phase, state.memory.accepted), (&Phase::Idle, None));
+    assert!(state.wake_ms().unwrap() >= 4000 + 7_200_000, "it is looked at again when the source wants it");
+    assert!(matches!(looked(Intent::Now, lost()).0.memory.phase, Phase::Fetching(_)));
 }
 
 #[test]

@@ -273,7 +273,7 @@ impl<'s> World<'s> {
             Effect::ReadManifest(source, id, _) => Event::Manifest(Box::new(Offered {
                 manifest: self.files(&source)[&repository::object(&id)].clone(),
                 catalogue: None,
-                wave: None,
+                wave: Ok(None),
                 room: install::room(work.platform, running)?,
             })),
             Effect::Fetch(job, attempt) => {

@@ -231,7 +231,7 @@ impl State {
         out.accept(text);
     }
 
-    pub(super) fn manifest(&mut self, offered: &Offered, out: &mut Outcome) {
+    pub(super) fn manifest(&mut self, offered: &Offered, now_ms: u64, out: &mut Outcome) {
         let Some(checking) = self.live.checking.clone() else { return };
         let Some(verified) = checking.verified.clone() else { return };
         let verified = &verified;
@@ -249,7 +249,12 @@ impl State {
             self.memory.current = Some(said.manifest);
             return self.up_to_date(out);
         }
-        if let (Some(wave), Intent::Poll) = (offered.wave, checking.intent)
+        if let (Err(failure), Intent::Poll) = (&offered.wave, checking.intent) {
+            let why =
+                format!("version {} waits until its wave can be read: {}", manifest.version, failure.why);
+            return self.unread(why, failure.fault, now_ms, out);
+        }
+        if let (Ok(Some(wave)), Intent::Poll) = (&offered.wave, checking.intent)
             && self.facts.as_ref().is_some_and(|facts| !wave.reaches(&facts.id))
         {
             let share = f64::from(wave.share) / 100.0;
