@@ -102,6 +102,7 @@ old-image: ## bake the image of the first state that has updates, with its own p
 test-all: test old-image ## and the ones that take longer
 	$(CARGO) test --release -p image-builder -- --ignored
 	$(CARGO) test --release -p agent --lib -- --ignored --nocapture
+	$(CARGO) test --release -p agent --bin farhold-agent -- --ignored --nocapture a_thousand_devices
 	$(CARGO) test --release -p agent --test ha_site every_subset -- --ignored --nocapture
 	$(CARGO) test --release -p agent --test ha_site campaign -- --ignored --nocapture
 	$(VM_ENV) FARHOLD_OLD_IMAGE_DIR=$(CURDIR)/$(OLD)/build/edge-minimal $(CARGO) test --release -p qemu-tests --features long -- --test-threads=1

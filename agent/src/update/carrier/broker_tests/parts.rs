@@ -26,11 +26,6 @@ pub fn resident() -> u64 {
     text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// What was paid beyond what is needed; what carriers add to each message counts as paid twice, too.
-pub fn paid_twice(meters: &[(&str, u64)], needed: u64) -> u64 {
-    meters.iter().map(|(_, paid)| paid).sum::<u64>().saturating_sub(needed)
-}
-
 pub struct Repository {
     folder: tempfile::TempDir,
     pub object: Object,
@@ -187,8 +182,16 @@ impl Broker {
 
     /// Ends it, with all that it knows, and starts it anew.
     pub fn restart(&mut self) {
+        self.stop();
+        self.resume();
+    }
+
+    pub fn stop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    pub fn resume(&mut self) {
         self.child = Self::spawn(self.folder.path(), self.port);
     }
 
