@@ -5,7 +5,7 @@
 //! further pairs of files, `NAME.1` and `NAME.2`. `FARHOLD_BENCH_DIR` is where pairs are made and kept (default:
 //! `build/bench-delta`, which takes 12 GB). `FARHOLD_BENCH_LIMIT_S` bounds making, 900 seconds of processor time if it is not set.
 //! Peers take hours of processor time; what a program took for the same files is noted in that folder and not measured again
-//! (`FARHOLD_BENCH_FRESH=1`: it is). `FARHOLD_BENCH_ZSTD="-9 -3"` shortens the list of levels that zstd is tried with on images.
+//! (`FARHOLD_BENCH_FRESH=1`: it is); `FARHOLD_BENCH_AT_ONCE=2` runs two of them at once, after which Farhold is measured alone. `FARHOLD_BENCH_ZSTD="-9 -3"` shortens the list of levels that zstd is tried with on images.
 //! Making the trees needs root, and what `pairs` names.
 
 mod chunked;
@@ -19,6 +19,7 @@ use measure::{Cost, Figures, Notebook, Outcome};
 use pairs::Pair;
 use peers::Peer;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What each pair must reach: bytes as a part of the best peer's.
 const GOALS: [(&str, f64); 6] =
@@ -55,16 +56,21 @@ fn main() -> Result<()> {
     let (desync, notebook) = (pairs::desync(&work), Notebook::open(&work)?);
     let (scratch, program) = (tempfile::tempdir_in(&work)?, measure::digest(&[&farhold])?);
     let bench = Bench { farhold, desync, scratch, notebook, program };
-    let mut missed = Vec::new();
+    let mut pairs = Vec::new();
     for name in wanted.split_whitespace() {
-        let pairs = match name {
+        let found = match name {
             "files" => pairs::files(&work, variable("FARHOLD_BENCH_FILES").as_deref())?,
             image => vec![pairs::image(&work, image)?],
         };
-        for pair in pairs {
-            if !bench.compare(&pair)? {
-                missed.push(pair.name);
-            }
+        for pair in found {
+            pairs.push((measure::digest(&[&pair.old, &pair.new])?, pair));
+        }
+    }
+    bench.peers(&pairs)?;
+    let mut missed = Vec::new();
+    for (digest, pair) in &pairs {
+        if !bench.compare(pair, digest)? {
+            missed.push(pair.name.as_str());
         }
     }
     ensure!(missed.is_empty(), "these pairs miss a goal, see above: {}", missed.join(", "));
@@ -99,21 +105,49 @@ fn judge(what: &str, good: bool) -> bool {
 }
 
 impl Bench {
+    /// What `peer` does with `pair`, from the notebook if it is there.
+    fn peer(&self, peer: Peer, (digest, pair): (&str, &Pair), scratch: &Path) -> Result<Outcome> {
+        let measure = || {
+            eprintln!("{} on {}", peer.name(), pair.name);
+            peers::run(peer, pair, scratch, self.desync.as_deref())
+        };
+        self.notebook.once(&peer.key(pair), digest, measure)
+    }
+
+    /// Measures every peer on every pair, as many at once as `FARHOLD_BENCH_AT_ONCE` says: their processor time counts.
+    fn peers(&self, pairs: &[(String, Pair)]) -> Result<()> {
+        let wanted = std::env::var("FARHOLD_BENCH_AT_ONCE").ok().and_then(|count| count.parse().ok());
+        let tasks: Vec<_> = pairs.iter().flat_map(|pair| Peer::ALL.map(|peer| (pair, peer))).collect();
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            let scratch = tempfile::tempdir_in(self.scratch.path())?;
+            while let Some(((digest, pair), peer)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.peer(*peer, (digest, pair), scratch.path())?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..wanted.unwrap_or(1)).map(|_| scope.spawn(work)).collect();
+            for worker in workers {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok(())
+        })
+    }
+
     /// Runs every method on `pair` and prints the table; false if a goal is missed.
-    fn compare(&self, pair: &Pair) -> Result<bool> {
+    fn compare(&self, pair: &Pair, digest: &str) -> Result<bool> {
         let size = std::fs::metadata(&pair.new)?.len();
         println!("\n{}: {} -> {}, {size} bytes", pair.name, pair.old.display(), pair.new.display());
-        let (digest, scratch) = (measure::digest(&[&pair.old, &pair.new])?, self.scratch.path());
-        let mut found = Vec::new();
+        let (mut found, scratch) = (Vec::new(), self.scratch.path());
         for peer in Peer::ALL {
-            let desync = self.desync.as_deref();
-            match self.notebook.once(peer.name(), &digest, || peers::run(peer, pair, scratch, desync))? {
+            match self.peer(peer, (digest, pair), scratch)? {
                 Outcome::Done(figures, words) => found.push((peer, figures, words)),
                 Outcome::Left(why) => println!("{:20} {why}", peer.name()),
             }
         }
         let own = || peers::farhold(&self.farhold, pair, scratch);
-        let Outcome::Done(ours, _) = self.notebook.once(&self.program, &digest, own)? else {
+        let Outcome::Done(ours, _) = self.notebook.once(&self.program, digest, own)? else {
             anyhow::bail!("farhold made no delta of {}", pair.name);
         };
         let patching = found.iter().filter(|(peer, _, _)| peer.patches());

@@ -129,7 +129,9 @@ impl Notebook {
         digest: &str,
         measure: impl FnOnce() -> Result<Outcome>,
     ) -> Result<Outcome> {
-        let name: String = method.chars().filter(char::is_ascii_alphanumeric).collect();
+        // Dashes stay: the levels 1 and 9 are not the level 19.
+        let kept = |letter: &char| letter.is_ascii_alphanumeric() || *letter == '-';
+        let name: String = method.chars().filter(kept).collect();
         let path = self.folder.join(format!("{digest}-{name}-{}.json", limit_s()));
         if path.exists() && !self.fresh {
             return serde_json::from_slice(&fs::read(&path)?)

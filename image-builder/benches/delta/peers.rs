@@ -48,6 +48,14 @@ impl Peer {
         }
     }
 
+    /// What stands for it in the notebook: its name, and whatever else the figures for `pair` depend on.
+    pub fn key(self, pair: &Pair) -> String {
+        match self {
+            Self::Zstd => format!("{} {}", self.name(), zstd_levels(pair)),
+            Self::Xdelta | Self::Bsdiff | Self::Casync | Self::Desync | Self::Full => self.name().to_owned(),
+        }
+    }
+
     /// True if it uses the old image.
     pub fn patches(self) -> bool {
         self != Self::Full
@@ -106,9 +114,14 @@ pub fn run(peer: Peer, pair: &Pair, work: &Path, desync: Option<&Path>) -> Resul
     }
 }
 
-fn zstd(pair: &Pair, work: &Path) -> Result<Outcome> {
+/// The levels that zstd is tried with, the highest first.
+fn zstd_levels(pair: &Pair) -> String {
     let chosen = std::env::var("FARHOLD_BENCH_ZSTD").ok().filter(|_| !pair.program);
-    let chosen = chosen.unwrap_or_else(|| "-19 -17 -15 -9 -3".into());
+    chosen.unwrap_or_else(|| "-19 -17 -15 -9 -3".into())
+}
+
+fn zstd(pair: &Pair, work: &Path) -> Result<Outcome> {
+    let chosen = zstd_levels(pair);
     let levels = chosen.split_whitespace();
     let (delta, out) = (work.join("peer.delta"), work.join("peer.out"));
     let from = format!("--patch-from={}", text(&pair.old)?);
