@@ -4,7 +4,7 @@
 
 use formats::delta::DeltaError;
 use formats::delta::apply::Decoder;
-use formats::delta::container::{build, put_bundle, short_digest};
+use formats::delta::container::{Parts as Stored, build, put_bundle, short_digest};
 use formats::delta::elf::Params;
 use formats::delta::map::Range;
 use formats::delta::object::{Copy, Kind, Map};
@@ -60,7 +60,8 @@ fn apply(parts: &Parts, expected: [u8; 16]) -> Result<Vec<u8>, DeltaError> {
     put_stream(&mut group, &parts.literals, &parts.literals);
     let bundle = put_bundle(&parts.maps, |plain| Ok::<_, DeltaError>(plain.to_vec()))?;
     let lens = (parts.old.len() as u64, SIZE);
-    let delta = build(20, lens, &[[0; 32]; 2], &[(bundle, 1)], &[(group, expected)])?;
+    let stored = Stored { texts: &[], bundles: &[(bundle, 1)], groups: &[(group, expected)] };
+    let delta = build(20, lens, &[[0; 32]; 2], &stored)?;
     let mut out = Vec::new();
     Decoder::open(&parts.old, &delta)?.group(0, &mut out)?;
     Ok(out)

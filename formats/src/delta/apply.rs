@@ -2,17 +2,22 @@
 //!
 //! Knows one group at a time. Memory at most, in MiB: the group 4, its packed bytes 6, operations 1, residue 6 and
 //! its model 4, literals 4, one prefix or bundle of maps 8, tables of open objects 20, pointers of an image's metadata 8, shared values 2;
-//! nothing grows with the images.
+//! where a text is deflated, a group of it and 2 more, but then the group itself is only its output. Not all of it is needed at once:
+//! `tests/delta_memory.rs` counts. Nothing grows with the images.
 
 use super::container::{self, Header, Index, short_digest};
+use super::deflate::{Deflate, Restart, WINDOW};
 use super::map::AddressMap;
 use super::object::{Kind, Map, Projector, pieces};
 use super::ops::{Decode, Op};
 use super::residue::ResidueDecoder;
-use super::stream::{get_stream, unpack};
+use super::stream::{get_stream, unpack_into};
 use super::view::View;
 use super::wire::Reader;
-use super::{DeltaError, MAX_COPIES, MAX_GROUP_PACKED, MAX_OPS, ReadAt, Result, Sink, malformed, read_vec};
+use super::{
+    DeltaError, MAX_COPIES, MAX_DEFLATED, MAX_DEFLATED_TEXT, MAX_GROUP_PACKED, MAX_OPS, ReadAt, Result, Sink,
+    TEXT_PIECE, malformed, read_vec,
+};
 use crate::hex;
 use std::sync::Arc;
 
@@ -30,6 +35,16 @@ pub struct Decoder<'a> {
     bundle: Option<(u64, Vec<u8>)>,
     /// The table of values used last: the number of its object, and the values.
     values: Option<(u64, Arc<AddressMap>)>,
+    /// The group of a text used last: its number and bytes.
+    text: Option<(u64, Vec<u8>)>,
+}
+
+/// Output that is deflated once the rest of its group is there.
+struct Deflated {
+    file: u64,
+    restart: Restart,
+    skip: u64,
+    place: std::ops::Range<usize>,
 }
 
 /// An object that is open.
@@ -49,6 +64,8 @@ struct Streams {
     frames_at: usize,
     /// Objects that were opened for the group.
     opened: usize,
+    /// What is still to be deflated.
+    deflated: Vec<Deflated>,
 }
 
 /// Longest bundle, in bytes, that is kept for the next object.
@@ -80,7 +97,8 @@ impl<'a> Decoder<'a> {
     pub fn open(old: &'a dyn ReadAt, delta: &'a dyn ReadAt) -> Result<Self> {
         let (header, index) = container::open(delta)?;
         container::check_old_len(&header, old)?;
-        Ok(Self { old, delta, header, index, program: None, metadata: None, bundle: None, values: None })
+        let (program, metadata, bundle, values, text) = (None, None, None, None, None);
+        Ok(Self { old, delta, header, index, program, metadata, bundle, values, text })
     }
 
     /// The header.
@@ -100,6 +118,31 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// When the delta or the old image is damaged or cannot be read; `out` is of no use then.
     pub fn group(&mut self, number: u64, out: &mut Vec<u8>) -> Result<()> {
+        let count = self.header.groups();
+        if number >= count {
+            return malformed("group", format!("number {number} of {count} is asked for"));
+        }
+        let mut budget = MAX_DEFLATED_TEXT;
+        for part in self.produce(number, out)? {
+            let place = part.place.clone();
+            self.deflate(&part, &mut out[place], &mut budget)?;
+        }
+        self.verify(number, out)
+    }
+
+    fn verify(&self, number: u64, out: &[u8]) -> Result<()> {
+        let expected = usize::try_from(number).ok().and_then(|at| self.index.groups.get(at));
+        let expected = expected.map_or([0; 16], |group| group.digest);
+        let found = short_digest(out);
+        if found == expected {
+            return Ok(());
+        }
+        let (found, expected) = (hex::encode(&found), hex::encode(&expected));
+        Err(DeltaError::GroupDigest { group: number, found, expected })
+    }
+
+    /// Produces group `number`, of the image or of a text, without its digest and without what is to be deflated.
+    fn produce(&mut self, number: u64, out: &mut Vec<u8>) -> Result<Vec<Deflated>> {
         let Some(part) = usize::try_from(number).ok().and_then(|at| self.index.groups.get(at)).copied()
         else {
             return malformed(
@@ -108,15 +151,20 @@ impl<'a> Decoder<'a> {
             );
         };
         let start = number * self.header.group_len();
-        let size = self.header.group_len().min(self.header.new_len - start);
+        let end =
+            if number < self.header.groups() { self.header.new_len } else { self.index.space(&self.header) };
+        let size = self.header.group_len().min(end - start);
         let packed = read_vec(self.delta, "group", part.offset, part.packed)?;
         let mut reader = Reader::new("group", &packed);
         let ops = get_stream(&mut reader, "group operations", MAX_OPS)?;
         let residue = reader.varint("length of residue", MAX_GROUP_PACKED)?;
         let residue = ResidueDecoder::new(reader.bytes(residue)?.to_vec());
         let extra = get_stream(&mut reader, "group literals", size)?;
-        let frames_at = packed.len() - reader.left();
-        let mut streams = Streams { group: start, residue, extra, extra_at: 0, packed, frames_at, opened: 0 };
+        // Residue and literals were copied; only the frames are still needed.
+        let packed = packed[packed.len() - reader.left()..].to_vec();
+        let (extra_at, frames_at, opened, deflated) = (0, 0, 0, Vec::new());
+        let mut streams =
+            Streams { group: start, residue, extra, extra_at, packed, frames_at, opened, deflated };
         out.clear();
         out.resize(usize::try_from(size).unwrap_or(0), 0);
         let mut at = 0usize;
@@ -131,12 +179,78 @@ impl<'a> Decoder<'a> {
         if left > 0 {
             return malformed("group", format!("{left} bytes of its streams are left over"));
         }
-        let found = short_digest(out);
-        if found == part.digest {
-            return Ok(());
+        Ok(streams.deflated)
+    }
+
+    /// Fills `out` with a part of a file that is compressed, from its text, of which there may be as much as `budget` says.
+    fn deflate(&mut self, part: &Deflated, out: &mut [u8], budget: &mut u64) -> Result<()> {
+        let number = usize::try_from(part.file).unwrap_or(usize::MAX);
+        let Some(text) = self.index.texts.get(number).copied() else {
+            return malformed(
+                "group operations",
+                format!("text {number} of {} is asked for", self.index.texts.len()),
+            );
+        };
+        if !part.restart.fits(text.len) {
+            return malformed("group operations", "deflating begins where it cannot");
         }
-        let (found, expected) = (hex::encode(&found), hex::encode(&part.digest));
-        Err(DeltaError::GroupDigest { group: number, found, expected })
+        let before: u64 = self.index.texts[..number].iter().map(|text| text.len).sum();
+        let start = self.header.texts_start() + before;
+        let (mut at, from) = (part.restart.text, part.restart.text.saturating_sub(WINDOW as u64));
+        let mut history = Vec::new();
+        while from + (history.len() as u64) < at {
+            let done = from + history.len() as u64;
+            history.extend_from_slice(self.text(start + done, at - done)?);
+        }
+        let mut deflate = Deflate::new(text.style, part.restart, &history);
+        let (mut skip, mut filled, mut ended) = (part.skip, 0usize, false);
+        while filled < out.len() {
+            if ended {
+                return malformed("group operations", "a text ends before what is deflated from it");
+            }
+            if at < text.len {
+                let piece = self.text(start + at, TEXT_PIECE.min(text.len - at))?;
+                let len = piece.len() as u64;
+                let Some(left) = budget.checked_sub(len) else {
+                    return malformed(
+                        "group operations",
+                        format!("they deflate more than {MAX_DEFLATED_TEXT} bytes of text"),
+                    );
+                };
+                (at, *budget) = (at + len, left);
+                deflate.push(piece, &mut |_, _| {});
+            } else {
+                deflate.finish();
+                ended = true;
+            }
+            let bytes = deflate.take();
+            let dropped = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
+            skip -= dropped as u64;
+            let len = (bytes.len() - dropped).min(out.len() - filled);
+            out[filled..filled + len].copy_from_slice(&bytes[dropped..dropped + len]);
+            filled += len;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the texts from `position` on, at most `len`; fewer where a group ends.
+    fn text(&mut self, position: u64, len: u64) -> Result<&[u8]> {
+        let number = position / self.header.group_len();
+        if self.text.as_ref().is_none_or(|(known, _)| *known != number) {
+            let mut bytes = self.text.take().map(|(_, bytes)| bytes).unwrap_or_default();
+            if !self.produce(number, &mut bytes)?.is_empty() {
+                return malformed("group operations", "a text is deflated from a text");
+            }
+            self.verify(number, &bytes)?;
+            self.text = Some((number, bytes));
+        }
+        let bytes = self.text.as_ref().map_or(&[][..], |(_, bytes)| bytes);
+        let from = usize::try_from(position % self.header.group_len()).unwrap_or(usize::MAX);
+        let to = from.saturating_add(usize::try_from(len).unwrap_or(usize::MAX)).min(bytes.len());
+        match bytes.get(from..to).filter(|found| !found.is_empty()) {
+            Some(found) => Ok(found),
+            None => malformed("group operations", format!("byte {position} of the texts is asked for")),
+        }
     }
 
     fn read_old(&self, offset: u64, out: &mut [u8]) -> Result<()> {
@@ -160,14 +274,21 @@ impl<'a> Decoder<'a> {
             }
             Op::Extra { .. } => streams.literal(out),
             Op::Zero { .. } => Ok(()),
-            Op::Prefix { old, window, packed, len } => {
+            Op::Prefix { old, window, packed, .. } => {
                 let prefix = read_vec(self.old, "old image", old, window)?;
                 let packed = usize::try_from(packed).unwrap_or(usize::MAX);
                 let frame = next(&streams.packed, &mut streams.frames_at, packed, "prefix frame")?;
-                out.copy_from_slice(&unpack(frame, len, &prefix, "prefix frame")?);
-                Ok(())
+                unpack_into(frame, out, &prefix, "prefix frame")
             }
             Op::Object { object, .. } => self.project(object, streams.group + at, out, streams),
+            Op::Deflate { file, restart, skip, .. } => {
+                if streams.deflated.len() == MAX_DEFLATED {
+                    return malformed("group operations", format!("more than {MAX_DEFLATED} deflate"));
+                }
+                let from = usize::try_from(at).unwrap_or(usize::MAX);
+                streams.deflated.push(Deflated { file, restart, skip, place: from..from + out.len() });
+                Ok(())
+            }
         }
     }
 
@@ -207,12 +328,13 @@ impl<'a> Decoder<'a> {
             let count = self.index.objects();
             return malformed("group operations", format!("object {number} of {count} is asked for"));
         };
+        let lens = (self.header.old_len, self.index.space(&self.header));
         if let Some((_, bytes)) = self.bundle.as_ref().filter(|(first, _)| *first == bundle.first) {
-            return container::map_in(bytes, bundle, number, &self.header);
+            return container::map_in(bytes, bundle, number, lens);
         }
         self.bundle = None;
         let bytes = container::read_bundle(self.delta, bundle)?;
-        let map = container::map_in(&bytes, bundle, number, &self.header)?;
+        let map = container::map_in(&bytes, bundle, number, lens)?;
         if bytes.len() <= KEPT_BUNDLE {
             self.bundle = Some((bundle.first, bytes));
         }
@@ -288,7 +410,7 @@ impl<'a> Decoder<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delta::container::{build, put_bundle};
+    use crate::delta::container::{Parts, build, put_bundle};
     use crate::delta::elf::Params;
     use crate::delta::object::Copy;
     use crate::delta::stream::{put_residue, put_stream};
@@ -328,7 +450,8 @@ mod tests {
         let bundle = put_bundle(maps, |plain| Ok::<_, DeltaError>(plain.to_vec())).unwrap();
         let bundles = [(bundle, maps.len() as u64)];
         let lens = (program().len() as u64, size);
-        let delta = build(20, lens, &[[0; 32]; 2], &bundles, &[(group, [0; 16])]).unwrap();
+        let parts = Parts { texts: &[], bundles: &bundles, groups: &[(group, [0; 16])] };
+        let delta = build(20, lens, &[[0; 32]; 2], &parts).unwrap();
         let mut out = Vec::new();
         Decoder::open(program(), &delta)?.group(0, &mut out).map(|()| out)
     }

@@ -3,12 +3,13 @@
 //! Knows where things are and their digests, not what they mean. The header is what a release signs: it names the index
 //! by digest, the index names every bundle and group.
 
+use super::deflate::Style;
 use super::object::Map;
 use super::stream::{get_stream, put_stream, unpack};
 use super::wire::{Reader, put_varint};
 use super::{
-    DeltaError, MAX_GROUP_PACKED, MAX_IMAGE, MAX_INDEX, MAX_MAPS, MAX_OBJECTS, ReadAt, Result, malformed,
-    read_vec,
+    DeltaError, MAX_GROUP_PACKED, MAX_IMAGE, MAX_INDEX, MAX_MAPS, MAX_OBJECTS, MAX_TEXT, MAX_TEXTS, ReadAt,
+    Result, malformed, read_vec,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -22,6 +23,8 @@ pub const HEADER: u64 = 144;
 pub const CODEC_ZSTD: u8 = 1;
 /// log2 of the smallest and largest group, in bytes of output.
 pub const GROUP_BITS: std::ops::RangeInclusive<u8> = 20..=22;
+/// Flag: the index begins with texts.
+const FLAG_TEXTS: u32 = 1;
 /// SHA-256.
 pub type Digest = [u8; 32];
 
@@ -30,6 +33,8 @@ pub type Digest = [u8; 32];
 pub struct Header {
     /// log2 of a group's length.
     pub group_bits: u8,
+    /// The delta has texts: groups behind those of the image that are not written, but deflated.
+    pub texts: bool,
     /// Length of the old image.
     pub old_len: u64,
     /// Length of the new image.
@@ -77,13 +82,29 @@ pub struct Group {
     pub digest: ShortDigest,
 }
 
+/// The text of a compressed file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Text {
+    /// Length in bytes.
+    pub len: u64,
+    /// How it is deflated.
+    pub style: Style,
+}
+
 /// The index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
+    /// Texts, one after the other from the first byte behind the image's last group on.
+    pub texts: Vec<Text>,
     /// Maps of objects.
     pub bundles: Vec<Bundle>,
-    /// Groups of output.
+    /// Groups of output, then those of the texts.
     pub groups: Vec<Group>,
+}
+
+/// Length of all texts.
+fn texts_len(texts: &[Text]) -> u64 {
+    texts.iter().map(|text| text.len).sum()
 }
 
 impl Header {
@@ -93,10 +114,16 @@ impl Header {
         1 << self.group_bits
     }
 
-    /// Number of groups.
+    /// Number of groups of the image.
     #[must_use]
     pub fn groups(&self) -> u64 {
         self.new_len.div_ceil(self.group_len())
+    }
+
+    /// Where texts begin: behind the image's last group, as if that were full.
+    #[must_use]
+    pub fn texts_start(&self) -> u64 {
+        self.groups() * self.group_len()
     }
 
     /// The header's bytes.
@@ -104,7 +131,8 @@ impl Header {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::from(MAGIC);
         out.extend(VERSION.to_le_bytes());
-        out.extend([self.group_bits, CODEC_ZSTD, 0, 0, 0, 0]);
+        out.extend([self.group_bits, CODEC_ZSTD]);
+        out.extend(if self.texts { FLAG_TEXTS } else { 0 }.to_le_bytes());
         out.extend(self.old_len.to_le_bytes());
         out.extend(self.new_len.to_le_bytes());
         out.extend(self.old_digest);
@@ -128,16 +156,17 @@ impl Header {
         let version = u16::from_le_bytes(reader.array()?);
         let [group_bits, codec] = reader.array()?;
         let flags = u32::from_le_bytes(reader.array()?);
-        if version != VERSION || codec != CODEC_ZSTD || flags != 0 {
+        if version != VERSION || codec != CODEC_ZSTD || flags & !FLAG_TEXTS != 0 {
             return malformed(
                 "header",
                 format!(
-                    "version {version}, codec {codec}, flags {flags}, but this program knows 1, 1, 0; update it first"
+                    "version {version}, codec {codec}, flags {flags}, but this program knows 1, 1, 0 or 1; update it first"
                 ),
             );
         }
         let header = Self {
             group_bits,
+            texts: flags == FLAG_TEXTS,
             old_len: u64::from_le_bytes(reader.array()?),
             new_len: u64::from_le_bytes(reader.array()?),
             old_digest: reader.array()?,
@@ -167,6 +196,13 @@ impl Index {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
+        if !self.texts.is_empty() {
+            put_varint(&mut out, self.texts.len() as u64);
+            for text in &self.texts {
+                put_varint(&mut out, text.len);
+                out.push(text.style.byte());
+            }
+        }
         put_varint(&mut out, self.bundles.len() as u64);
         for bundle in &self.bundles {
             put_varint(&mut out, bundle.packed);
@@ -184,8 +220,10 @@ impl Index {
     /// When it is damaged, above a limit, or does not add up to the length that the header states.
     pub fn decode(bytes: &[u8], header: &Header) -> Result<Self> {
         let mut reader = Reader::new("index", bytes);
+        let texts = if header.texts { get_texts(&mut reader)? } else { Vec::new() };
         let count = reader.varint("number of bundles", MAX_OBJECTS)?;
-        if (count * 2 + header.groups()) > reader.left() as u64 {
+        let all = header.groups() + texts_len(&texts).div_ceil(header.group_len());
+        if (count * 2 + all) > reader.left() as u64 {
             return malformed(
                 "index",
                 format!("{count} bundles and the groups cannot fit {} bytes", bytes.len()),
@@ -200,7 +238,7 @@ impl Index {
             offset += packed;
             first += objects;
         }
-        for _ in 0..header.groups() {
+        for _ in 0..all {
             let packed = reader.varint("length of a group", MAX_GROUP_PACKED)?;
             groups.push(Group { offset, packed, digest: [0; 16] });
             offset += packed;
@@ -218,7 +256,13 @@ impl Index {
                 format!("its parts end at byte {offset}, but the header says {}", header.total),
             );
         }
-        Ok(Self { bundles, groups })
+        Ok(Self { texts, bundles, groups })
+    }
+
+    /// Length of the new image, or where its texts end: positions of groups and objects are below.
+    #[must_use]
+    pub fn space(&self, header: &Header) -> u64 {
+        if self.texts.is_empty() { header.new_len } else { header.texts_start() + texts_len(&self.texts) }
     }
 
     /// Number of objects.
@@ -236,8 +280,32 @@ impl Index {
     }
 }
 
-/// Puts a delta together from bundles as stored, with their numbers of objects, and groups as stored, with the digests of
-/// their output; `digests` are those of the old and the new image.
+fn get_texts(reader: &mut Reader) -> Result<Vec<Text>> {
+    let count = reader.varint("number of texts", MAX_TEXTS)?;
+    let (mut texts, mut left) = (Vec::new(), MAX_TEXT);
+    for _ in 0..count {
+        let len = reader.varint("length of a text", left)?;
+        let [style] = reader.array()?;
+        let Some(style) = Style::from_byte(style) else {
+            return malformed("index", format!("style {style} of a text is unknown to this version"));
+        };
+        texts.push(Text { len, style });
+        left -= len;
+    }
+    Ok(texts)
+}
+
+/// What a delta consists of, as stored.
+pub struct Parts<'a> {
+    /// Texts of compressed files.
+    pub texts: &'a [Text],
+    /// Bundles with their numbers of objects.
+    pub bundles: &'a [(Vec<u8>, u64)],
+    /// Groups, those of texts last, with the digests of their output.
+    pub groups: &'a [(Vec<u8>, ShortDigest)],
+}
+
+/// Puts a delta together from its parts; `digests` are those of the old and the new image.
 ///
 /// # Errors
 /// When there is too much for the format.
@@ -245,8 +313,7 @@ pub fn build(
     group_bits: u8,
     (old_len, new_len): (u64, u64),
     digests: &[Digest; 2],
-    bundles: &[(Vec<u8>, u64)],
-    groups: &[(Vec<u8>, ShortDigest)],
+    Parts { texts, bundles, groups }: &Parts,
 ) -> Result<Vec<u8>> {
     let bundle = |(bytes, objects): &(Vec<u8>, u64)| Bundle {
         offset: 0,
@@ -257,8 +324,11 @@ pub fn build(
     };
     let group =
         |(bytes, digest): &(Vec<u8>, _)| Group { offset: 0, packed: bytes.len() as u64, digest: *digest };
-    let index =
-        Index { bundles: bundles.iter().map(bundle).collect(), groups: groups.iter().map(group).collect() };
+    let index = Index {
+        texts: texts.to_vec(),
+        bundles: bundles.iter().map(bundle).collect(),
+        groups: groups.iter().map(group).collect(),
+    };
     let stored = index.encode();
     let parts = || bundles.iter().map(|(bytes, _)| bytes).chain(groups.iter().map(|(bytes, _)| bytes));
     let body: usize = parts().map(Vec::len).sum();
@@ -270,6 +340,7 @@ pub fn build(
     };
     let header = Header {
         group_bits,
+        texts: !texts.is_empty(),
         old_len,
         new_len,
         old_digest: digests[0],
@@ -316,11 +387,12 @@ pub fn read_bundle(delta: &dyn ReadAt, bundle: &Bundle) -> Result<Vec<u8>> {
     Ok(plain)
 }
 
-/// The map of object `number` in the unpacked `bytes` of its `bundle`.
+/// The map of object `number` in the unpacked `bytes` of its `bundle`; `lens` are those of the old image and of what
+/// [`Index::space`] says.
 ///
 /// # Errors
 /// When the bundle or the map is damaged.
-pub fn map_in(bytes: &[u8], bundle: &Bundle, number: u64, header: &Header) -> Result<Map> {
+pub fn map_in(bytes: &[u8], bundle: &Bundle, number: u64, lens: (u64, u64)) -> Result<Map> {
     let mut reader = Reader::new("maps", bytes);
     let (mut before, mut own, mut sum) = (0, 0, 0u64);
     for at in bundle.first..bundle.first + bundle.objects {
@@ -338,7 +410,7 @@ pub fn map_in(bytes: &[u8], bundle: &Bundle, number: u64, header: &Header) -> Re
         return malformed("maps", format!("they have {} bytes, but should have {sum}", reader.left()));
     }
     reader.bytes(before)?;
-    Map::decode(reader.bytes(own)?, header.old_len, header.new_len)
+    Map::decode(reader.bytes(own)?, lens.0, lens.1)
 }
 
 /// SHA-256 of `bytes`.
@@ -400,6 +472,7 @@ mod tests {
     fn header() -> Header {
         Header {
             group_bits: 20,
+            texts: false,
             old_len: 1,
             new_len: (1 << 20) + 1,
             old_digest: [1; 32],
@@ -419,8 +492,8 @@ mod tests {
         let group = |offset, packed, byte| Group { offset, packed, digest: [byte; 16] };
         let at = HEADER + 200;
         let bundle = Bundle { offset: at, packed: 10, first: 0, objects: 3, digest: [4; 32] };
-        let index =
-            Index { bundles: vec![bundle], groups: vec![group(at + 10, 20, 5), group(at + 30, 30, 6)] };
+        let groups = vec![group(at + 10, 20, 5), group(at + 30, 30, 6)];
+        let index = Index { texts: Vec::new(), bundles: vec![bundle], groups };
         assert_eq!((index.bundle_of(2), index.bundle_of(3)), (Some(&bundle), None));
         assert_eq!(Index::decode(&index.encode(), &header).unwrap(), index);
         let longer = Header { total: header.total + 1, ..header };
@@ -430,6 +503,31 @@ mod tests {
                 .to_string()
                 .contains("its parts end at byte")
         );
+    }
+
+    #[test]
+    fn texts_come_behind_the_image() {
+        let header = Header { texts: true, total: HEADER + 200 + 30, ..header() };
+        assert_eq!(Header::decode(&header.encode()).unwrap(), header);
+        let group = |offset, packed| Group { offset, packed, digest: [7; 16] };
+        let at = HEADER + 200;
+        let text = |len, level| Text { len, style: Style { zlib: true, level } };
+        let groups = vec![group(at, 5), group(at + 5, 5), group(at + 10, 10), group(at + 20, 10)];
+        let index = Index { texts: vec![text(7, 4), text(1 << 20, 9)], bundles: Vec::new(), groups };
+        let bytes = index.encode();
+        assert_eq!(Index::decode(&bytes, &header).unwrap(), index);
+        assert_eq!(index.space(&header), (2 << 20) + (1 << 20) + 7);
+        let refuse = |at: usize, value: u8, words: &str| {
+            let mut bad = bytes.clone();
+            bad[at] = value;
+            let error = Index::decode(&bad, &header).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        };
+        refuse(0, 65, "number of texts is 65");
+        refuse(2, 3, "style 3");
+        let long = Index { texts: vec![text(MAX_TEXT, 6), text(1, 6)], ..index.clone() };
+        let error = Index::decode(&long.encode(), &header).unwrap_err().to_string();
+        assert!(error.contains("length of a text is 1, but must be at most 0"), "{error}");
     }
 
     #[test]
@@ -444,7 +542,7 @@ mod tests {
         refuse(0, b'X', "this is no delta");
         refuse(8, 2, "version 2");
         refuse(11, 9, "codec 9");
-        refuse(12, 1, "flags 1");
+        refuse(12, 2, "flags 2");
         refuse(10, 23, "group 2^23");
         refuse(31, 1, "limits are");
         assert!(Header::decode(&good[..143]).is_err());

@@ -181,6 +181,18 @@ fn entries(bytes: &[u8], block: usize) -> Option<Vec<Entry>> {
 /// # Errors
 /// When the image is damaged, above a limit of this module, or cannot be read.
 pub fn walk(image: &dyn ReadAt) -> Result<Option<Tree>> {
+    tree(image, true)
+}
+
+/// The same without files, of which the decoder has no use: only pointers are kept.
+///
+/// # Errors
+/// As for [`walk`].
+pub fn pointers(image: &dyn ReadAt) -> Result<Option<Tree>> {
+    tree(image, false)
+}
+
+fn tree(image: &dyn ReadAt, names: bool) -> Result<Option<Tree>> {
     let Some(superblock) = superblock(image)? else { return Ok(None) };
     let mut tree = Tree { superblock, files: Vec::new(), pointers: Vec::new() };
     let mut seen = HashSet::new();
@@ -210,12 +222,13 @@ pub fn walk(image: &dyn ReadAt) -> Result<Option<Tree>> {
                     tree.pointers.push(inode.place(entry.at) << 1 | 1);
                     if entry.name != "." && entry.name != ".." {
                         let slash = if path.is_empty() { "" } else { "/" };
-                        open.push((entry.nid, format!("{path}{slash}{}", entry.name), depth + 1));
+                        let path = if names { format!("{path}{slash}{}", entry.name) } else { String::new() };
+                        open.push((entry.nid, path, depth + 1));
                     }
                 }
             }
             0x4000 => return damaged(inode.offset, "is a directory of more than 16 MiB"),
-            0x8000 if inode.data.is_some() => tree.files.push(File { path, inode }),
+            0x8000 if names && inode.data.is_some() => tree.files.push(File { path, inode }),
             _ => {}
         }
     }

@@ -11,6 +11,7 @@
 //! - [`map`]: from old addresses to new ones, through the copies
 //! - [`refs`], [`elf`], [`module`], [`btf`], [`gotab`], [`x86`], [`a64`], [`erofs`]: pointers found in the OLD bytes only, a block at a time
 //! - [`residue`]: what predictions miss, coded
+//! - [`deflate`]: compressed files, made again from their texts
 //! - [`apply`]: the decoder; one group at a time, in any order, in bounded memory
 //!
 //! The encoder (in the builder) uses the same models, so that a wrongly recognised pointer costs bytes and never
@@ -20,6 +21,7 @@ pub mod a64;
 pub mod apply;
 pub mod btf;
 pub mod container;
+pub mod deflate;
 pub mod elf;
 pub mod erofs;
 pub mod gotab;
@@ -52,6 +54,18 @@ pub const MAX_MAPS: u64 = 4 << 20;
 pub const MAX_IMAGE: u64 = 1 << 36;
 /// Longest unpacked list of operations of one group, in bytes.
 pub const MAX_OPS: u64 = 1 << 20;
+/// Most compressed files whose texts a delta has.
+pub const MAX_TEXTS: u64 = 64;
+/// Longest texts together, in bytes.
+pub const MAX_TEXT: u64 = 1 << 30;
+/// Most operations of one group that deflate.
+pub const MAX_DEFLATED: usize = 16;
+/// Most text that one group may deflate, in bytes: 16 times its output where that is 4 MiB. Archives pack to a fourth.
+pub const MAX_DEFLATED_TEXT: u64 = 64 << 20;
+/// Most bytes that deflating gives before those that are meant: more than a block ever has.
+pub const MAX_SKIP: u64 = 1 << 20;
+/// Text is deflated in pieces of at most this many bytes.
+pub const TEXT_PIECE: u64 = 64 << 10;
 /// Longest packed group, in bytes: a group stored raw and its operations, with room to spare.
 pub const MAX_GROUP_PACKED: u64 = 6 << 20;
 

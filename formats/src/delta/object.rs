@@ -15,6 +15,8 @@ use std::sync::Arc;
 /// Most extents, segments and extra ranges of one object.
 const MAX_EXTENTS: u64 = 64;
 const MAX_RANGES: u64 = 1 << 16;
+/// Pointers are looked for in this many bytes at a time: a table of pointers has one per 8 bytes, and 40 bytes are kept of each.
+const REFS_STEP: usize = 256 << 10;
 
 /// `len` bytes at `new` of the new file come from `old` of the old file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,7 +226,7 @@ impl Model {
             Kind::Elf(params) => elf(params, false),
             Kind::Module(_) => elf(&Params::default(), true),
             Kind::Values => malformed("object", "a table of values is used as a file"),
-            Kind::Erofs => match erofs::walk(image)? {
+            Kind::Erofs => match erofs::pointers(image)? {
                 Some(tree) => Ok(Self::Erofs(tree)),
                 None => malformed("object", "the old image is no EROFS image"),
             },
@@ -318,10 +320,19 @@ impl Projector {
     pub fn predict(&mut self, map: &Map, image: &dyn ReadAt, copy: Copy, out: &mut [u8]) -> Result<()> {
         let view = View::new(image, &map.old)?;
         view.read(copy.old, out)?;
-        self.refs.clear();
         self.classes.clear();
         self.classes.resize(out.len(), 0);
-        self.model.refs(image, &view, (copy.old, copy.old + copy.len), &mut self.refs)?;
+        let end = copy.old + copy.len;
+        for from in (copy.old..end).step_by(REFS_STEP) {
+            self.refs.clear();
+            self.model.refs(image, &view, (from, end.min(from + REFS_STEP as u64)), &mut self.refs)?;
+            self.project(map, copy, out);
+        }
+        Ok(())
+    }
+
+    /// Rewrites the pointers of [`Projector::refs`] in what `copy` predicts.
+    fn project(&mut self, map: &Map, copy: Copy, out: &mut [u8]) {
         for found in &self.refs {
             let place = (found.at - copy.old) as usize;
             if let Some(bytes) = out.get_mut(place..place + found.width()) {
@@ -330,7 +341,6 @@ impl Projector {
                 classes.enumerate().for_each(|(index, class)| *class = found.class(index));
             }
         }
-        Ok(())
     }
 }
 

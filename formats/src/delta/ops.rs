@@ -2,8 +2,9 @@
 //!
 //! Knows their coding and limits, not how they are carried out (`apply`).
 
+use super::deflate::Restart;
 use super::wire::{Reader, put_signed, put_varint};
-use super::{MAX_IMAGE, MAX_OBJECTS, MAX_PREFIX, Result, malformed};
+use super::{MAX_IMAGE, MAX_OBJECTS, MAX_PREFIX, MAX_SKIP, MAX_TEXT, MAX_TEXTS, Result, malformed};
 
 /// One operation; `len` bytes of output each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,17 @@ pub enum Op {
         /// Bytes.
         len: u64,
     },
+    /// A text of the delta, deflated.
+    Deflate {
+        /// Number of the text.
+        file: u64,
+        /// Where deflating begins.
+        restart: Restart,
+        /// Bytes that it gives before those that are meant; the first of them is cut if the restart has a phase.
+        skip: u64,
+        /// Bytes.
+        len: u64,
+    },
 }
 
 const COPY: u64 = 0;
@@ -58,6 +70,7 @@ const EXTRA: u64 = 2;
 const ZERO: u64 = 3;
 const PREFIX: u64 = 4;
 const OBJECT: u64 = 5;
+const DEFLATE: u64 = 6;
 
 impl Op {
     /// Bytes of output.
@@ -67,7 +80,7 @@ impl Op {
             Self::Copy { len, .. } | Self::Diff { len, .. } | Self::Extra { len } | Self::Zero { len } => {
                 *len
             }
-            Self::Prefix { len, .. } | Self::Object { len, .. } => *len,
+            Self::Prefix { len, .. } | Self::Object { len, .. } | Self::Deflate { len, .. } => *len,
         }
     }
 
@@ -83,7 +96,7 @@ impl Op {
             Self::Copy { old, .. } | Self::Diff { old, .. } | Self::Prefix { old, .. } => {
                 old.wrapping_sub(at)
             }
-            Self::Extra { .. } | Self::Zero { .. } | Self::Object { .. } => before,
+            Self::Extra { .. } | Self::Zero { .. } | Self::Object { .. } | Self::Deflate { .. } => before,
         }
     }
 }
@@ -116,6 +129,14 @@ pub fn encode(ops: &[Op], start: u64) -> Vec<u8> {
             Op::Object { object, len } => {
                 head(&mut out, OBJECT, len);
                 put_varint(&mut out, object);
+            }
+            Op::Deflate { file, restart, skip, len } => {
+                head(&mut out, DEFLATE, len);
+                put_varint(&mut out, file);
+                put_varint(&mut out, restart.text);
+                put_varint(&mut out, restart.waiting.into());
+                put_varint(&mut out, restart.distance.into());
+                put_varint(&mut out, skip << 3 | u64::from(restart.phase));
             }
         }
         displacement = op.displacement(at, displacement);
@@ -155,6 +176,16 @@ impl<'a> Decode<'a> {
         }
     }
 
+    fn deflate(&mut self, len: u64) -> Result<Op> {
+        let file = self.reader.varint("text", MAX_TEXTS)?;
+        let text = self.reader.varint("text offset", MAX_TEXT)?;
+        let waiting = self.reader.varint("match", 258)? as u16;
+        let distance = self.reader.varint("distance", 1 << 15)? as u16;
+        let skip = self.reader.varint("skip", MAX_SKIP << 3 | 7)?;
+        let restart = Restart { text, waiting, distance, phase: (skip & 7) as u8 };
+        Ok(Op::Deflate { file, restart, skip: skip >> 3, len })
+    }
+
     /// The next operation; `None` after the last.
     ///
     /// # Errors
@@ -183,6 +214,7 @@ impl<'a> Decode<'a> {
                 Op::Prefix { old, window, packed: self.reader.varint("frame length", MAX_IMAGE)?, len }
             }
             OBJECT => Op::Object { object: self.reader.varint("object", MAX_OBJECTS)?, len },
+            DEFLATE => self.deflate(len)?,
             _ => {
                 return malformed("group operations", format!("operation {kind} is unknown to this version"));
             }
@@ -219,7 +251,13 @@ mod tests {
                 packed,
                 len
             }),
-            (0u64..100, len).prop_map(|(object, len)| Op::Object { object, len }),
+            (0u64..100, len.clone()).prop_map(|(object, len)| Op::Object { object, len }),
+            (0u64..64, 0u64..1 << 30, 0u16..=258, 0u16..=1 << 15, 0u64..8000, len).prop_map(
+                |(file, text, waiting, distance, skip, len)| {
+                    let restart = Restart { text, waiting, distance, phase: (skip & 7) as u8 };
+                    Op::Deflate { file, restart, skip, len }
+                }
+            ),
         ]
     }
 

@@ -46,6 +46,15 @@ pub fn get_stream(reader: &mut Reader, what: &'static str, max: u64) -> Result<V
 /// When the frame is damaged or has another length.
 pub fn unpack(frame: &[u8], len: u64, prefix: &[u8], what: &'static str) -> Result<Vec<u8>> {
     let mut out = vec![0u8; usize::try_from(len).unwrap_or(0)];
+    unpack_into(frame, &mut out, prefix, what)?;
+    Ok(out)
+}
+
+/// The same, into `out`, all of it.
+///
+/// # Errors
+/// As for [`unpack`].
+pub fn unpack_into(frame: &[u8], out: &mut [u8], prefix: &[u8], what: &'static str) -> Result<()> {
     let damaged = |code| -> Result<usize> {
         malformed(
             what,
@@ -56,11 +65,11 @@ pub fn unpack(frame: &[u8], len: u64, prefix: &[u8], what: &'static str) -> Resu
     if !prefix.is_empty() {
         context.ref_prefix(prefix).or_else(damaged)?;
     }
-    let found = context.decompress(&mut out[..], frame).or_else(damaged)?;
+    let found = context.decompress(out, frame).or_else(damaged)?;
     if found == out.len() {
-        Ok(out)
+        Ok(())
     } else {
-        malformed(what, format!("it has {found} bytes, but must have {len}"))
+        malformed(what, format!("it has {found} bytes, but must have {}", out.len()))
     }
 }
 

@@ -158,7 +158,7 @@ fn objects(delta: &Image, header: &Header, index: &Index) -> Result<BTreeMap<&'s
     for bundle in &index.bundles {
         let bytes = container::read_bundle(delta, bundle)?;
         for number in bundle.first..bundle.first + bundle.objects {
-            let map = container::map_in(&bytes, bundle, number, header)?;
+            let map = container::map_in(&bytes, bundle, number, (header.old_len, index.space(header)))?;
             let kind = match map.kind {
                 Kind::Elf(_) => "elf",
                 Kind::Erofs => "erofs",
@@ -187,7 +187,7 @@ fn stat(path: &Path, json: bool) -> Result<()> {
         let value = serde_json::json!({
             "bytes": header.total, "old_bytes": header.old_len, "new_bytes": header.new_len,
             "old_sha256": old, "new_sha256": new, "group_bytes": header.group_len(), "groups": sizes,
-            "objects": objects, "index_bytes": header.index_packed, "map_bytes": maps, "data_bytes": groups,
+            "texts": index.texts.iter().map(|text| text.len).collect::<Vec<_>>(), "objects": objects, "index_bytes": header.index_packed, "map_bytes": maps, "data_bytes": groups,
         });
         println!("{value}");
         return Ok(());
@@ -197,6 +197,9 @@ fn stat(path: &Path, json: bool) -> Result<()> {
     println!("  old: {} bytes, SHA-256 {old}", header.old_len);
     println!("  new: {} bytes, SHA-256 {new}", header.new_len);
     println!("  {} groups of {} bytes, largest {largest} bytes", index.groups.len(), header.group_len());
+    for text in &index.texts {
+        println!("  text of a compressed file: {} bytes", text.len);
+    }
     for (kind, ObjectFacts { objects, new_bytes, copies, ranges }) in objects {
         println!("  {kind}: {objects} objects, {new_bytes} bytes, {copies} copies, {ranges} ranges");
     }

@@ -22,8 +22,10 @@ const ZEROS: usize = 64;
 pub struct Emitter<'a> {
     /// Old image.
     pub old: &'a Image,
-    /// New image.
+    /// New image, texts behind it.
     pub new: &'a Image,
+    /// Length of the new image itself.
+    pub new_len: u64,
     /// The plan.
     pub plan: &'a Plan,
     /// Per job, what was chosen, and the number of its object.
@@ -116,7 +118,9 @@ impl Emitter<'_> {
     /// If an image cannot be read.
     pub fn group(&self, number: u64) -> Result<(Vec<u8>, ShortDigest)> {
         let start = number * self.group_len;
-        let end = (start + self.group_len).min(formats::delta::ReadAt::size(self.new));
+        let image = start < self.new_len;
+        let all = if image { self.new_len } else { formats::delta::ReadAt::size(self.new) };
+        let end = (start + self.group_len).min(all);
         let bytes = self.new.bytes(start, end - start)?;
         let mut group = Group::default();
         let first = self.plan.pieces.partition_point(|piece| piece.at.offset + piece.at.len <= start);
@@ -128,6 +132,10 @@ impl Emitter<'_> {
                 Origin::Zero => group.zero(part.len()),
                 Origin::Same(old) => group.copy(old + (from - piece.at.offset), to - from),
                 Origin::Job(job) => self.part(&mut group, job, from, part)?,
+                Origin::Deflated(number) => {
+                    let (restart, skip) = self.plan.packed[number].restart(from);
+                    group.ops.push(Op::Deflate { file: number as u64, restart, skip, len: to - from });
+                }
             }
         }
         let long = ops::encode(&group.ops, start).len() as u64 > MAX_OPS;

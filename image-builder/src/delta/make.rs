@@ -10,7 +10,7 @@ use super::values;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use formats::delta::apply::Decoder;
-use formats::delta::container::{Digest, build, put_bundle};
+use formats::delta::container::{Digest, Parts, build, put_bundle};
 use formats::delta::map::AddressMap;
 use formats::delta::object::Map;
 use formats::delta::{MAX_OBJECTS, ReadAt, Sink};
@@ -90,7 +90,9 @@ pub fn make(old: &Image, new: &Image, threads: usize, progress: &Progress) -> Re
     let images = [old, new];
     let busy = progress.busy("compare images");
     let digests = parallel::run(2, threads, |side| images[side].digest(0, images[side].size()))?;
-    let plan = plan(old, new, threads)?;
+    let group_len = 1u64 << GROUP_BITS;
+    let plan = plan(old, new, group_len, threads)?;
+    let (new_len, new) = (new.size(), &plan.new);
     let table = values::table(&plan, old, new, threads)?;
     let values: Values = table.as_ref().map(|map| Arc::new(AddressMap::new(map.ranges.clone())));
     drop(busy);
@@ -103,8 +105,7 @@ pub fn make(old: &Image, new: &Image, threads: usize, progress: &Progress) -> Re
     drop(bar);
     let methods = tally(&plan, &choices);
     let choices = number(choices, u64::from(table.is_some()));
-    let group_len = 1u64 << GROUP_BITS;
-    let emitter = Emitter { old, new, plan: &plan, choices: &choices, values: &values, group_len };
+    let emitter = Emitter { old, new, new_len, plan: &plan, choices: &choices, values: &values, group_len };
     let count = usize::try_from(new.size().div_ceil(group_len))?;
     let bar = progress.items("write groups", count as u64);
     let groups = parallel::run(count, threads, |group| {
@@ -114,8 +115,10 @@ pub fn make(old: &Image, new: &Image, threads: usize, progress: &Progress) -> Re
     })?;
     drop(bar);
     let digests = [digests[0], digests[1]];
-    let bytes =
-        build(GROUP_BITS, (old.size(), new.size()), &digests, &bundles(table.as_ref(), &choices)?, &groups)?;
+    let texts: Vec<_> = plan.packed.iter().map(|packed| packed.text).collect();
+    let bundles = bundles(table.as_ref(), &choices)?;
+    let parts = Parts { texts: &texts, bundles: &bundles, groups: &groups };
+    let bytes = build(GROUP_BITS, (old.size(), new_len), &digests, &parts)?;
     let busy = progress.busy("apply the delta once");
     check(old, &bytes, &digests[1]).context("prove the delta by applying it")?;
     drop(busy);

@@ -5,10 +5,11 @@
 use super::matching::{Matcher, extents};
 use super::parallel;
 use super::source::Image;
+use super::unpack::{Packed, Unpacker};
 use anyhow::{Context, Result};
 use formats::delta::ReadAt;
 use formats::delta::container::Digest;
-use formats::delta::erofs::{self, File, Tree};
+use formats::delta::erofs::{self, File, Inode, Tree};
 use formats::delta::map::Range;
 use formats::delta::view::Extent;
 use std::collections::HashMap;
@@ -22,6 +23,8 @@ pub enum Origin {
     Job(usize),
     /// Zeros: padding behind a file.
     Zero,
+    /// The text of the packed file with this number, deflated.
+    Deflated(usize),
 }
 
 /// A piece of the new image.
@@ -56,6 +59,17 @@ pub struct Plan {
     pub moves: Vec<Range>,
     /// Both images are EROFS.
     pub erofs: bool,
+    /// Compressed files that are made again from their texts.
+    pub packed: Vec<Packed>,
+    /// The new image with these texts behind it.
+    pub new: Image,
+}
+
+/// A plan under construction.
+struct Parts {
+    pieces: Vec<Piece>,
+    jobs: Vec<Job>,
+    moves: Vec<Range>,
 }
 
 /// Files' data is taken to be padded to this.
@@ -65,20 +79,22 @@ fn whole(len: u64) -> Extent {
     Extent { offset: 0, len }
 }
 
-/// Makes the plan for `new` against `old`.
+/// Makes the plan for `new` against `old`; texts of compressed files will lie from a multiple of `group` on.
 ///
 /// # Errors
 /// If an image cannot be read, or is damaged.
-pub fn plan(old: &Image, new: &Image, threads: usize) -> Result<Plan> {
+pub fn plan(old: &Image, new: &Image, group: u64, threads: usize) -> Result<Plan> {
     let trees =
         (erofs::walk(old).context("walk the old image")?, erofs::walk(new).context("walk the new image")?);
     if let (Some(old_tree), Some(new_tree)) = &trees {
-        return plan_trees((old, old_tree), (new, new_tree), threads);
+        let unpacker = Unpacker::new(new.size(), group)?;
+        return plan_trees((old, old_tree), (new, new_tree), unpacker, threads);
     }
     let (at, from) = (whole(new.size()), whole(old.size()));
     let job = Job { new: vec![at], whole: vec![at], old: vec![from], metadata: false };
     let pieces = if at.len == 0 { Vec::new() } else { vec![Piece { at, origin: Origin::Job(0) }] };
-    Ok(Plan { pieces, jobs: vec![job], moves: Vec::new(), erofs: false })
+    let (new, packed) = Unpacker::new(new.size(), group)?.behind(new)?;
+    Ok(Plan { pieces, jobs: vec![job], moves: Vec::new(), erofs: false, packed, new })
 }
 
 /// Files with data blocks in the order of the image; the first of those that share blocks, and none that overlap.
@@ -111,7 +127,36 @@ fn padded(sides: (&Image, &Image), data: Extent, from: u64, block: u64) -> Resul
     Ok(data.len + if equal { padding } else { 0 })
 }
 
-fn plan_trees(old: (&Image, &Tree), new: (&Image, &Tree), threads: usize) -> Result<Plan> {
+/// Bytes that are like no others.
+fn alone(new: Extent) -> Job {
+    Job { new: vec![new], whole: vec![new], old: Vec::new(), metadata: false }
+}
+
+impl Parts {
+    fn job(&mut self, at: Extent, job: Job) {
+        self.pieces.push(Piece { at, origin: Origin::Job(self.jobs.len()) });
+        self.jobs.push(job);
+    }
+
+    /// The file at `data`, whose text was unpacked last: what deflating gives, and what stands around it.
+    fn deflated(&mut self, data: Extent, (number, deflated): (usize, Extent)) {
+        let head = Extent { offset: data.offset, len: deflated.offset - data.offset };
+        let behind = deflated.offset + deflated.len;
+        let tail = Extent { offset: behind, len: data.offset + data.len - behind };
+        self.job(head, alone(head));
+        self.pieces.push(Piece { at: deflated, origin: Origin::Deflated(number) });
+        if tail.len > 0 {
+            self.job(tail, alone(tail));
+        }
+    }
+}
+
+fn plan_trees(
+    old: (&Image, &Tree),
+    new: (&Image, &Tree),
+    mut unpacker: Unpacker,
+    threads: usize,
+) -> Result<Plan> {
     let (old_files, new_files) = (by_place(old.1), by_place(new.1));
     let (old_digests, new_digests) =
         (digests(old.0, &old_files, threads)?, digests(new.0, &new_files, threads)?);
@@ -121,7 +166,7 @@ fn plan_trees(old: (&Image, &Tree), new: (&Image, &Tree), threads: usize) -> Res
     }
     let mut matcher = Matcher::new(old.0, &old.1.files);
     let block = 1 << new.1.superblock.block_bits;
-    let mut plan = Plan { pieces: Vec::new(), jobs: Vec::new(), moves: Vec::new(), erofs: true };
+    let mut plan = Parts { pieces: Vec::new(), jobs: Vec::new(), moves: Vec::new() };
     for ((data, file), digest) in new_files.iter().zip(&new_digests) {
         let like = matcher.find(new.0, file)?;
         let same_place = like.and_then(|like| like.inode.data).filter(|from| {
@@ -135,24 +180,71 @@ fn plan_trees(old: (&Image, &Tree), new: (&Image, &Tree), threads: usize) -> Res
             let delta = data.offset.wrapping_sub(from);
             plan.moves.push(Range { start: from, end: from + data.len.next_multiple_of(block), delta });
         }
-        let (len, origin) = match same {
-            Some(from) => (padded((old.0, new.0), *data, from, block)?, Origin::Same(from)),
+        let len = match same {
+            Some(from) => {
+                let len = padded((old.0, new.0), *data, from, block)?;
+                let at = Extent { offset: data.offset, len };
+                plan.pieces.push(Piece { at, origin: Origin::Same(from) });
+                len
+            }
+            None if unpacker.unpack(new.0, &extents(&file.inode))? => {
+                let last = unpacker.packed.len() - 1;
+                plan.deflated(*data, (last, unpacker.packed[last].deflated));
+                data.len
+            }
             None => {
                 let old = like.map(|like| extents(&like.inode)).unwrap_or_default();
-                plan.jobs.push(Job { new: vec![*data], whole: extents(&file.inode), old, metadata: false });
-                (data.len, Origin::Job(plan.jobs.len() - 1))
+                let whole = extents(&file.inode);
+                plan.job(*data, Job { new: vec![*data], whole, old, metadata: false });
+                data.len
             }
         };
-        plan.pieces.push(Piece { at: Extent { offset: data.offset, len }, origin });
         pad(&mut plan, new.0, Extent { offset: data.offset, len }, block)?;
     }
     add_metadata(&mut plan, &old_files, (old.0.size(), new.0.size()));
     merge_moves(&mut plan.moves);
-    Ok(plan)
+    let (space, packed) = unpacker.behind(new.0)?;
+    add_texts(&mut plan, &mut matcher, (&space, &packed), &known)?;
+    let Parts { pieces, jobs, moves } = plan;
+    Ok(Plan { pieces, jobs, moves, erofs: true, packed, new: space })
+}
+
+/// Members of unpacked archives come from old files like others do; what stands between them is one job each.
+fn add_texts(
+    plan: &mut Parts,
+    matcher: &mut Matcher,
+    (space, packed): (&Image, &[Packed]),
+    known: &HashMap<(Digest, u64), u64>,
+) -> Result<()> {
+    for archive in packed {
+        let end = archive.at.offset + archive.at.len;
+        let mut at = archive.at.offset;
+        let mut between = Vec::new();
+        for (name, data) in &archive.members {
+            between.push(Extent { offset: at, len: data.offset - at });
+            at = data.offset + data.len;
+            let digest = space.digest(data.offset, data.len)?;
+            if let Some(from) = known.get(&(digest, data.len)) {
+                plan.pieces.push(Piece { at: *data, origin: Origin::Same(*from) });
+                continue;
+            }
+            let inode = Inode { offset: 0, mode: 0o100_644, size: data.len, data: Some(*data), tail: None };
+            let like = matcher.find(space, &File { path: name.clone(), inode })?;
+            let old = like.map(|like| extents(&like.inode)).unwrap_or_default();
+            plan.job(*data, Job { old, ..alone(*data) });
+        }
+        between.push(Extent { offset: at, len: end - at });
+        between.retain(|extent| extent.len > 0);
+        let number = plan.jobs.len();
+        plan.pieces.extend(between.iter().map(|at| Piece { at: *at, origin: Origin::Job(number) }));
+        plan.jobs.push(Job { new: between.clone(), whole: between, old: Vec::new(), metadata: false });
+    }
+    plan.pieces.sort_by_key(|piece| piece.at.offset);
+    Ok(())
 }
 
 /// The padding behind a file's data, if it is all zeros.
-fn pad(plan: &mut Plan, new: &Image, data: Extent, block: u64) -> Result<()> {
+fn pad(plan: &mut Parts, new: &Image, data: Extent, block: u64) -> Result<()> {
     let at = Extent { offset: data.offset + data.len, len: data.len.next_multiple_of(block) - data.len };
     let inside = at.len > 0 && at.offset + at.len <= new.size();
     if inside && new.bytes(at.offset, at.len)?.iter().all(|byte| *byte == 0) {
@@ -174,7 +266,7 @@ fn gaps(taken: impl Iterator<Item = Extent>, len: u64) -> Vec<Extent> {
 }
 
 /// One job for everything that is no file's data.
-fn add_metadata(plan: &mut Plan, old_files: &[(Extent, &File)], lens: (u64, u64)) {
+fn add_metadata(plan: &mut Parts, old_files: &[(Extent, &File)], lens: (u64, u64)) {
     let block = |data: Extent| Extent { offset: data.offset, len: data.len.next_multiple_of(PAGE) };
     let old = gaps(old_files.iter().map(|(data, _)| block(*data)), lens.0);
     let new = gaps(plan.pieces.iter().map(|piece| piece.at), lens.1);

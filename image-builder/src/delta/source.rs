@@ -14,6 +14,10 @@ use std::path::Path;
 pub struct Image {
     file: File,
     size: u64,
+    /// Further bytes behind the image: a file and the offset that it is taken to lie at.
+    texts: Option<(File, u64)>,
+    /// Where the image itself ends.
+    end: u64,
 }
 
 impl Image {
@@ -31,7 +35,17 @@ impl Image {
             "read {}: it has {size} bytes, but deltas end at {MAX_IMAGE}",
             path.display()
         );
-        Ok(Self { file, size })
+        Ok(Self { file, size, texts: None, end: size })
+    }
+
+    /// The image with `len` bytes of `texts` taken to lie at `start`, behind it; zeros between.
+    ///
+    /// # Errors
+    /// If the image cannot be opened twice.
+    pub fn with_texts(&self, texts: File, start: u64, len: u64) -> Result<Self> {
+        let file = self.file.try_clone().context("open the new image twice")?;
+        let size = if len == 0 { self.size } else { start + len };
+        Ok(Self { file, size, texts: (len > 0).then_some((texts, start)), end: self.end })
     }
 
     /// The bytes from `offset`.
@@ -66,7 +80,17 @@ impl ReadAt for Image {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        let Some((texts, start)) = &self.texts else { return self.file.read_exact_at(buf, offset) };
+        if offset >= *start {
+            return texts.read_exact_at(buf, offset - start);
+        }
+        let inside = usize::try_from(self.end.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
+        let (image, gap) = buf.split_at_mut(inside);
+        let zeros = usize::try_from(start - self.end.max(offset)).unwrap_or(usize::MAX).min(gap.len());
+        let (gap, text) = gap.split_at_mut(zeros);
+        gap.fill(0);
+        self.file.read_exact_at(image, offset)?;
+        texts.read_exact_at(text, 0)
     }
 }
 

@@ -235,6 +235,74 @@ proptest! {
     }
 }
 
+/// A cpio archive (`newc`) of these files, packed by this machine's gzip.
+fn archive(files: &[Content]) -> Vec<u8> {
+    let mut text = Vec::new();
+    let end = ("TRAILER!!!".to_owned(), Vec::new());
+    for (number, (name, bytes)) in files.iter().chain([&end]).enumerate() {
+        let mut fields = [0usize; 13];
+        (fields[0], fields[1], fields[6], fields[11]) = (number, 0o100_644, bytes.len(), name.len() + 1);
+        text.extend(b"070701");
+        fields.iter().for_each(|field| text.extend(format!("{field:08X}").bytes()));
+        text.extend(name.bytes().chain([0]));
+        text.resize(text.len().next_multiple_of(4), 0);
+        text.extend(bytes);
+        text.resize(text.len().next_multiple_of(4), 0);
+    }
+    let mut input = tempfile::tempfile().unwrap();
+    input.write_all(&text).unwrap();
+    std::io::Seek::rewind(&mut input).unwrap();
+    let output = std::process::Command::new("gzip").arg("-n").stdin(input).output().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+#[test]
+fn a_packed_archive_costs_what_its_files_changed() {
+    // Bytes that pack, so that the archive is not stored as it is.
+    let words =
+        |seed: u64, len: usize| -> Vec<u8> { noise(seed, len).iter().map(|byte| byte & 15).collect() };
+    let mut old: Vec<Content> = (0..20).map(|n| (format!("file{n:02}"), words(n, 700_000))).collect();
+    let mut new = old.clone();
+    for (_, bytes) in &mut new {
+        bytes[5000] ^= 1;
+        bytes.splice(100_000..100_000, *b"inserted");
+    }
+    let packed = (archive(&old), archive(&new));
+    assert!(packed.1.len() > 5 << 20, "more than a group: {} bytes", packed.1.len());
+    old.push(("initrd".into(), packed.0));
+    new.push(("initrd".into(), packed.1));
+    let (old, new) = (erofs(&old), erofs(&new));
+    let bytes = delta(&old, &new, 2);
+    assert!(bytes.len() < 20_000, "{} bytes", bytes.len());
+    let (header, index) = formats::delta::container::open(&bytes).unwrap();
+    assert!(header.texts && index.texts.len() == 1);
+    assert!(apply(&old, &bytes).unwrap() == new);
+    let mut alone = Vec::new();
+    let mut decoder = Decoder::open(&old, &bytes).unwrap();
+    for number in (0..header.groups()).rev() {
+        decoder.group(number, &mut alone).unwrap();
+        let from = (number * header.group_len()) as usize;
+        assert!(alone == new[from..from + alone.len()], "group {number}");
+    }
+}
+
+#[test]
+fn more_archives_than_a_group_may_deflate_come_back() {
+    let words =
+        |seed: u64, len: usize| -> Vec<u8> { noise(seed, len).iter().map(|byte| byte & 15).collect() };
+    let packed = |version: u64| -> Vec<Content> {
+        let member =
+            |n: u64| vec![("a".to_owned(), words(n, 150_000)), ("v".to_owned(), words(version, 3000))];
+        (0..24).map(|n| (format!("archive{n:02}"), archive(&member(n)))).collect()
+    };
+    let (old, new) = (erofs(&packed(97)), erofs(&packed(99)));
+    let bytes = delta(&old, &new, 2);
+    let (header, index) = formats::delta::container::open(&bytes).unwrap();
+    assert_eq!((header.groups(), index.texts.len()), (1, formats::delta::MAX_DEFLATED));
+    assert!(apply(&old, &bytes).unwrap() == new);
+}
+
 /// A program of `len` bytes of code in which every eighth byte begins a call; `moved` calls lead elsewhere.
 fn large_program(len: usize, moved: u32) -> Vec<u8> {
     let mut bytes = vec![0x90u8; len];
