@@ -20,6 +20,7 @@ use crate::release::keys::KeyFolder;
 use crate::resolved::Resolved;
 use crate::rootfs::{self, Rootfs};
 use crate::store::Store;
+use crate::store::trim::KEPT_BYTES;
 use crate::tools::{Purpose, ToolsRoot};
 use anyhow::{Context, Result, anyhow, bail};
 use formats::hex::Digest;
@@ -28,7 +29,7 @@ use report::{FileReport, Report, StepReport};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Everything that a build works with.
 #[derive(Clone, Copy)]
@@ -97,6 +98,10 @@ pub fn run(build: &Build<'_>, plan: &Plan) -> Result<Report> {
         report.files.insert(1, folder.describe(DISK_MAP)?);
         anyhow::Ok(())
     })?;
+    let steps = StepName::ALL.map(StepName::name);
+    if let Err(error) = build.store.trim(&steps, KEPT_BYTES, SystemTime::now()) {
+        report.warnings.push(format!("outputs of old builds stay in the cache: {error:#}"));
+    }
     report.steps = worker.done;
     report.finish(started.elapsed());
     folder.publish(&report)?;
@@ -140,11 +145,9 @@ impl<'a> Worker<'a> {
         let (key, store) = (self.step(name)?.key, self.build.store);
         let started = Instant::now();
         let was_cached = store.derived(name.name(), &key).is_some();
-        if !was_cached {
-            store
-                .derive(name.name(), &key, |folder| make(self, folder))
-                .with_context(|| format!("step {name} ({})", name.makes()))?;
-        }
+        store
+            .derive(name.name(), &key, |folder| make(self, folder))
+            .with_context(|| format!("step {name} ({})", name.makes()))?;
         record::add(store, self.build.resolved, self.plan, name)?;
         self.done.push(StepReport::new(name, key, was_cached, started.elapsed()));
         Ok(())

@@ -3,6 +3,8 @@
 //! Everything appears under its final name by a rename of finished, synced bytes, so a killed build leaves no half
 //! file and two builds may share a cache. Knows nothing of what the files mean.
 
+pub mod trim;
+
 use anyhow::{Context, Result, anyhow, bail};
 use formats::hex::Digest;
 use sha2::{Digest as _, Sha256};
@@ -136,6 +138,7 @@ impl Store {
         let parent = self.root.join("derived").join(kind);
         let target = parent.join(key.to_string());
         if target.is_dir() {
+            self.used(&target);
             return Ok(target);
         }
         fs::create_dir_all(&parent).with_context(|| self.full())?;
