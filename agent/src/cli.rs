@@ -53,7 +53,7 @@ enum Command {
     Update(Update),
     /// Install a release from a stick or folder, and leave a report on it
     Import(Import),
-    /// Fetch one file from a source over any carrier, to see what a link is worth
+    /// Fetch one file over any carrier, to see what a link is worth
     Fetch(fetch_file::Fetch),
     /// Keep the release on trial without waiting for its checks
     Commit(Output),
