@@ -36,6 +36,12 @@ impl Console {
         }
     }
 
+    /// A console of one file.
+    #[cfg(test)]
+    pub(crate) fn of(file: File) -> Self {
+        Self { files: vec![file], log: String::new(), shown_ms: 0, open_line: false }
+    }
+
     /// What was said so far, with seconds since the start.
     pub fn log(&self) -> &str {
         &self.log

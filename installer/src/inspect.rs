@@ -199,3 +199,6 @@ fn signature(start: &[u8]) -> String {
     let found = known.iter().find(|(from, magic, _)| at(*from, magic));
     found.map_or("data of an unknown kind", |(_, _, name)| name).to_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,18 +124,4 @@ fn reset(console: &mut Console, disk: &mut dyn Disk, parts: &Parts) -> Result<()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_is_named_after_its_partition() {
-        for (partition, disk) in [
-            ("/dev/sda6", "/dev/sda"),
-            ("/dev/nvme0n1p6", "/dev/nvme0n1"),
-            ("/dev/mmcblk0p1", "/dev/mmcblk0"),
-            ("/dev/vda1", "/dev/vda"),
-        ] {
-            assert_eq!(whole(partition).as_deref(), Some(disk));
-        }
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 
 use crate::choose::Existing;
 use anyhow::{Context, Result, bail, ensure};
+use formats::device::SITE_MAX;
 use formats::gpt::Guid;
 use formats::seed::{Seed, SeedFile};
 use formats::stick::{Prefer, Rules};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use std::net::IpAddr;
 
 /// Longest file that is read, bytes.
-pub const SITE_MAX: u64 = 64 << 10;
+pub const FILE_MAX: u64 = 64 << 10;
 
 /// What a site says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -20,7 +21,7 @@ pub struct Site {
     /// Name of this node; becomes the host name.
     #[serde(default)]
     pub node: Option<String>,
-    /// Name of the site.
+    /// Name of the site; releases may be meant for one.
     #[serde(default)]
     pub site: Option<String>,
     /// Which disk.
@@ -144,6 +145,10 @@ impl Site {
                 "node `{node}`: must be 1 to 63 letters, digits and inner hyphens"
             );
         }
+        if let Some(site) = &self.site {
+            let good = !site.trim().is_empty() && site.len() <= SITE_MAX && !site.contains(char::is_control);
+            ensure!(good, "site `{site}`: must be one line of 1 to {SITE_MAX} bytes");
+        }
         if let Some(proxy) = &self.proxy {
             let plain = !proxy.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"');
             ensure!(plain && proxy.contains("://"), "proxy `{proxy}`: must be as http://HOST:PORT");
@@ -182,6 +187,9 @@ impl Site {
         }
         if let Some(node) = &self.node {
             add("etc/hostname", 0o644, format!("{node}\n"));
+        }
+        if let Some(site) = &self.site {
+            add("site", 0o644, format!("{}\n", site.trim()));
         }
         for (n, link) in self.network.iter().enumerate() {
             add(&format!("etc/systemd/network/10-site-{n}.network"), 0o644, link.text());
@@ -285,6 +293,7 @@ when_done: reboot
             text("etc/systemd/network/10-site-1.network"),
             "[Match]\nName=wwan*\n\n[Network]\nDHCP=yes\n"
         );
+        assert_eq!(text("site"), "north\n");
         assert!(text("site.env").contains("https_proxy=\"http://192.0.2.1:3128\"\n"));
         let json: Value = serde_json::from_str(text("site.json")).unwrap();
         assert_eq!((&json["pair"]["code"], &json["enrolment_token"]), (&json!("1234-5678"), &json!("abc")));
@@ -307,6 +316,8 @@ when_done: reboot
             ("network: [{gateway: 192.0.2.1}]", "gateway without addresses"),
             ("network: [{interface: \"a\\nb\"}]", "must be an adapter's name"),
             ("disk: {existing: maybe}", "maybe"),
+            ("site: ''", "must be one line"),
+            ("site: \"a\\nb\"", "must be one line"),
             ("proxy: 192.0.2.1", "must be as http://HOST:PORT"),
         ] {
             let error = format!("{:#}", Site::parse(text).unwrap_err());

@@ -1,7 +1,7 @@
 //! The stick: which disk it is, and its files. Mounts its partitions.
 
 use crate::machine::{self, Node};
-use crate::site::{self, SITE_MAX, Site};
+use crate::site::{self, FILE_MAX, Site};
 use anyhow::{Context, Result, bail, ensure};
 use formats::gpt::Guid;
 use formats::hex;
@@ -98,7 +98,7 @@ impl Stick {
             None if self.folder.join(stick::SITE).exists() => stick::SITE.to_owned(),
             None => return Ok(None),
         };
-        let bytes = read(&self.folder.join(&path), SITE_MAX)?;
+        let bytes = read(&self.folder.join(&path), FILE_MAX)?;
         let text = String::from_utf8(bytes).with_context(|| format!("{path} is not UTF-8 text"))?;
         let site =
             Site::parse(&text).with_context(|| format!("{path} on the stick; correct it and start again"))?;
@@ -110,7 +110,7 @@ impl Stick {
     /// # Errors
     /// If it is not the one that was put on the stick.
     pub fn installer(&self, path: &str) -> Result<Vec<u8>> {
-        let contents = read(&self.folder.join(stick::CONTENTS), SITE_MAX)?;
+        let contents = read(&self.folder.join(stick::CONTENTS), FILE_MAX)?;
         let contents: Contents = serde_json::from_slice(&contents)
             .with_context(|| format!("{} on the stick is damaged; make it again", stick::CONTENTS))?;
         fs::create_dir_all(BOOT).with_context(|| format!("make {BOOT}"))?;
