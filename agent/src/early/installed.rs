@@ -11,7 +11,7 @@ use formats::seed::{AREA_BYTES, Seed, SeedFile};
 use std::path::Path;
 
 /// Files outside the store's `/etc` that an installer may leave.
-const OWN: [&str; 2] = ["site.json", "site.env"];
+const OWN: [&str; 3] = ["site", "site.json", "site.env"];
 
 /// Takes the files into `store`, if a seed for this partition is there.
 ///
@@ -86,6 +86,15 @@ mod tests {
         std::fs::remove_file(&name).unwrap();
         take(&mut disk, &region(), store.path()).unwrap();
         assert!(!name.exists());
+    }
+
+    #[test]
+    fn the_site_s_name_stands_where_updates_look_for_it() {
+        let (_file, mut disk) = with(&seed("site", region().guid));
+        let store = tempfile::tempdir().unwrap();
+        take(&mut disk, &region(), store.path()).unwrap();
+        let name = Path::new(formats::device::SITE).file_name().unwrap();
+        assert_eq!(std::fs::read_to_string(store.path().join(name)).unwrap(), "pump-1\n");
     }
 
     #[test]
