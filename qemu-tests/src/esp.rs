@@ -1,4 +1,5 @@
-//! Files on the ESP of a disk image, read and changed from outside the machine, which must be off. FAT by `fatfs`.
+//! Files on FAT partitions of a disk image, the ESP above all, read and changed from outside the machine, which must be
+//! off. FAT by `fatfs`.
 
 use crate::disk::{DiskImage, Extent};
 use anyhow::{Context, Result, bail};
@@ -6,7 +7,7 @@ use formats::layout::LABEL_ESP;
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Seek, SeekFrom, Write};
 
-/// Largest file that is read from the ESP, bytes: several UKIs.
+/// Largest file that is read, bytes: several UKIs.
 const FILE_MAX: u64 = 256 << 20;
 
 impl DiskImage {
@@ -15,8 +16,16 @@ impl DiskImage {
     /// # Errors
     /// If the ESP or the folder cannot be read.
     pub fn esp_list(&self, folder: &str) -> Result<Vec<String>> {
-        let fat = self.fat(false)?;
-        let list = fat.root_dir().open_dir(folder).with_context(|| format!("open {folder} on the ESP"))?;
+        self.fat_list(LABEL_ESP, folder)
+    }
+
+    /// Names in a folder of the FAT partition with this label, without `.` and `..`.
+    ///
+    /// # Errors
+    /// If the partition or the folder cannot be read.
+    pub fn fat_list(&self, label: &str, folder: &str) -> Result<Vec<String>> {
+        let fat = self.fat(label, false)?;
+        let list = fat.root_dir().open_dir(folder).with_context(|| format!("open {folder} on {label}"))?;
         let names = list.iter().map(|entry| Ok(entry.with_context(|| format!("list {folder}"))?.file_name()));
         let names: Result<Vec<String>> = names.collect();
         Ok(names?.into_iter().filter(|name| name != "." && name != "..").collect())
@@ -27,8 +36,16 @@ impl DiskImage {
     /// # Errors
     /// If it cannot be read or is larger than any UKI.
     pub fn esp_read(&self, path: &str) -> Result<Vec<u8>> {
-        let what = || format!("read {path} on the ESP");
-        let fat = self.fat(false)?;
+        self.fat_read(LABEL_ESP, path)
+    }
+
+    /// Contents of a file of the FAT partition with this label.
+    ///
+    /// # Errors
+    /// If it cannot be read or is larger than any UKI.
+    pub fn fat_read(&self, label: &str, path: &str) -> Result<Vec<u8>> {
+        let what = || format!("read {path} on {label}");
+        let fat = self.fat(label, false)?;
         let root = fat.root_dir();
         let mut bytes = Vec::new();
         root.open_file(path)
@@ -37,7 +54,7 @@ impl DiskImage {
             .read_to_end(&mut bytes)
             .with_context(what)?;
         if bytes.len() as u64 > FILE_MAX {
-            bail!("{path} on the ESP is larger than {} MiB", FILE_MAX >> 20);
+            bail!("{path} on {label} is larger than {} MiB", FILE_MAX >> 20);
         }
         Ok(bytes)
     }
@@ -48,7 +65,7 @@ impl DiskImage {
     /// If it cannot be written.
     pub fn esp_write(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let what = || format!("write {path} on the ESP");
-        let fat = self.fat(true)?;
+        let fat = self.fat(LABEL_ESP, true)?;
         {
             let root = fat.root_dir();
             let mut file = root.create_file(path).with_context(what)?;
@@ -65,14 +82,14 @@ impl DiskImage {
     /// If it is not there or cannot be removed.
     pub fn esp_remove(&self, path: &str) -> Result<()> {
         let what = || format!("remove {path} on the ESP");
-        let fat = self.fat(true)?;
+        let fat = self.fat(LABEL_ESP, true)?;
         fat.root_dir().remove(path).with_context(what)?;
         fat.unmount().with_context(what)
     }
 
-    fn fat(&self, write: bool) -> Result<fatfs::FileSystem<Window>> {
-        let extent = self.partition(LABEL_ESP)?;
-        let what = || format!("open the ESP of {}", self.path().display());
+    fn fat(&self, label: &str, write: bool) -> Result<fatfs::FileSystem<Window>> {
+        let extent = self.partition(label)?;
+        let what = || format!("open {label} of {}", self.path().display());
         let file = OpenOptions::new().read(true).write(write).open(self.path()).with_context(what)?;
         fatfs::FileSystem::new(Window { file, extent, at: 0 }, fatfs::FsOptions::new()).with_context(what)
     }

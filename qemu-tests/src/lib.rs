@@ -19,6 +19,7 @@
 //! - [`programs`], [`workshop`], [`server`]: the programs under test, releases made with them, releases served
 //! - [`testing`]: what every test needs first
 //! - [`scenario`]: a device that is updated, for a test and for `make demo`
+//! - [`installation`]: a stick, machines with empty disks, and what the installer does there
 
 pub mod attach;
 pub mod blklog;
@@ -28,6 +29,7 @@ pub mod disk;
 pub mod esp;
 pub mod fault;
 pub mod firmware_vars;
+pub mod installation;
 pub mod link;
 pub mod machine;
 pub mod power_cut;

@@ -41,6 +41,9 @@ pub struct Machine {
     /// Words that the EFI stub adds to the kernel command line (systemd-stub(7)); it does not with Secure Boot.
     #[serde(default)]
     pub kernel_words: Vec<String>,
+    /// Serial number that the machine says it has.
+    #[serde(default)]
+    pub serial: Option<String>,
 }
 
 /// A network that the machines of a site share.
@@ -148,7 +151,13 @@ impl Machine {
             lan: None,
             secure_boot: false,
             credentials: Vec::new(),
-            kernel_words: Vec::new(),
+            kernel_words: match arch {
+                // The kernel counts timer interrupts for some milliseconds, and panics where a host under load gave it
+                // none. Hypervisors that it knows are exempt; an emulated processor is not.
+                Arch::X86_64 => vec!["no_timer_check".to_owned()],
+                Arch::Arm64 => Vec::new(),
+            },
+            serial: None,
         }
     }
 
@@ -176,6 +185,9 @@ impl Machine {
         if let Some(Lan { port, node }) = self.lan {
             add("-netdev", format!("socket,id=lan,mcast=230.0.0.1:{port},localaddr=127.0.0.1"));
             add("-device", format!("virtio-net-pci,netdev=lan,mac=52:54:00:fa:00:{node:02x}"));
+        }
+        if let Some(serial) = &self.serial {
+            add("-smbios", format!("type=1,serial={}", serial.replace(',', ",,")));
         }
         for (name, value) in &self.credentials {
             add(

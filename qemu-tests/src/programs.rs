@@ -41,7 +41,7 @@ pub struct Programs {
     agent: PathBuf,
     init: PathBuf,
     /// Processor of the build under test.
-    arch: Arch,
+    pub arch: Arch,
     /// Development keys.
     pub keys: PathBuf,
     /// Lock of the build under test.
@@ -78,7 +78,12 @@ impl Programs {
 
     /// Options of `farhold lock` and `farhold build` for the processor and the board under test.
     pub fn target(&self) -> [&'static str; 4] {
-        ["--arch", self.arch.name(), "--board", BOARD]
+        self.target_on(BOARD)
+    }
+
+    /// The same for another board.
+    pub fn target_on<'a>(&self, board: &'a str) -> [&'a str; 4] {
+        ["--arch", self.arch.name(), "--board", board]
     }
 
     /// Arguments that hand agent and init to `farhold lock` and `farhold build`.

@@ -8,6 +8,7 @@ use crate::ssh::free_port;
 use crate::status::settled;
 use crate::vm::{BOOT_PATIENCE, Lifetime, Vm};
 use anyhow::{Context, Result};
+use formats::arch::Arch;
 use formats::layout::Slot;
 use formats::status::Status;
 use std::path::Path;
@@ -30,6 +31,33 @@ pub fn build_again(profile: &Path, out: &Path, options: &[&str]) -> Result<()> {
     command.arg("build").arg(profile).args(programs.target()).arg("--offline");
     command.arg("--lock").arg(&programs.lock).arg("--keys").arg(&programs.keys).args(programs.artefacts());
     run(command.arg("--out").arg(out).args(options)).map(drop)
+}
+
+/// Marsaglia's xorshift, 64 bits: times of power cuts that a seed repeats.
+pub struct Random(u64);
+
+impl Random {
+    /// Begins; the same seed gives the same numbers.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.max(1))
+    }
+
+    /// A number below `limit`, which is not 0.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// The number that a variable names, or else `usual`.
+///
+/// # Errors
+/// If it names something else.
+pub fn number(variable: &str, usual: u64) -> Result<u64> {
+    std::env::var(variable)
+        .map_or(Ok(usual), |text| text.parse().with_context(|| format!("{variable}={text}")))
 }
 
 /// A machine that is killed, and its folder removed, when the test is done with it.
@@ -55,7 +83,20 @@ impl TestVm {
     /// If an image is missing or there is no QEMU.
     pub fn create_with(name: &str, images: &[&Path], change: impl FnOnce(&mut Machine)) -> Result<Self> {
         let first = images.first().context("a machine needs a disk")?;
-        let mut machine = Machine::new(name, DiskImage::new(*first).arch()?);
+        Self::create_for(DiskImage::new(*first).arch()?, name, images, change)
+    }
+
+    /// The same for a processor that the first image does not tell, because it is no system.
+    ///
+    /// # Errors
+    /// As [`TestVm::create_with`].
+    pub fn create_for(
+        arch: Arch,
+        name: &str,
+        images: &[&Path],
+        change: impl FnOnce(&mut Machine),
+    ) -> Result<Self> {
+        let mut machine = Machine::new(name, arch);
         machine.ssh_port = Some(free_port()?);
         change(&mut machine);
         let folder = tempfile::Builder::new().prefix("farhold-test-").tempdir()?;

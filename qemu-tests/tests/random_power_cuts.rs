@@ -2,9 +2,10 @@
 //!
 //! `FARHOLD_TEST_CUTS` sets how many cuts (50), `FARHOLD_TEST_SEED` repeats a run's times.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use formats::status::Status;
 use qemu_tests::scenario::{Scenario, runs};
+use qemu_tests::testing::{Random, number};
 use qemu_tests::vm::BOOT_PATIENCE;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,23 +16,6 @@ const CUTS_IN_A_ROW: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(900);
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Marsaglia's xorshift, 64 bits.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
-fn number(variable: &str, usual: u64) -> Result<u64> {
-    std::env::var(variable)
-        .map_or(Ok(usual), |text| text.parse().with_context(|| format!("{variable}={text}")))
-}
-
 #[test]
 fn random_power_cuts() -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
@@ -40,7 +24,7 @@ fn random_power_cuts() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut say = |line: &str| eprintln!("{line}");
     let mut scenario = Scenario::begin(folder.path(), None, &mut say)?;
-    let (mut random, mut cuts, mut updates) = (Random(seed.max(1)), 0, 0u32);
+    let (mut random, mut cuts, mut updates) = (Random::new(seed), 0, 0u32);
     let mut runs_now = "1.0.0".to_owned();
     while cuts < wanted {
         let next = format!("1.0.{}", updates + 1);
