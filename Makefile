@@ -109,7 +109,9 @@ test-all: test old-image ## and the ones that take longer
 	@$(MAKE) --no-print-directory image-$(OTHER)
 	time $(OTHER_VM_ENV) $(CARGO) test --release -p qemu-tests --features long $(OTHER_TESTS:%=--test %) -- --test-threads=1
 
-bench: programs-x86_64 programs-arm64 ## farhold beside its peers, with ratios
+bench: PACKAGES += bmap-tools
+bench: programs-x86_64 programs-arm64 image ## farhold beside its peers, with ratios
+	$(CARGO) bench -p image-builder --bench flash
 	$(CARGO) bench -p image-builder --bench bake
 	$(CARGO) bench -p image-builder --bench delta
 	$(CARGO) test --release -p agent --test ha_site bench -- --ignored --nocapture --test-threads=1
