@@ -37,8 +37,16 @@ fn named(document: &str) -> Vec<(String, Vec<String>)> {
 fn every_row_has_tests_and_every_test_exists() {
     let document = fs::read_to_string(root().join("docs/failure-modes.md")).unwrap();
     let mut all = Vec::new();
-    for folder in ["agent/src", "agent/tests", "formats", "init/src", "qemu-tests/tests", "image-builder/src"]
-    {
+    let folders = [
+        "agent/src",
+        "agent/tests",
+        "formats",
+        "init/src",
+        "installer/src",
+        "qemu-tests/tests",
+        "image-builder/src",
+    ];
+    for folder in folders {
         sources(&root().join(folder), &mut all);
     }
     let rows = named(&document);
