@@ -1,6 +1,6 @@
 //! The update engine between the loop and its thread: requests in, effects out, answers back. Decides nothing.
 
-use crate::io::clock::boot_ms;
+use crate::io::clock::{boot_ms, wall_s};
 use crate::io::tool::Tool;
 use crate::serve::Request;
 use crate::step;
@@ -80,6 +80,7 @@ impl Updates {
 
     /// Takes an event in.
     pub fn step(&mut self, event: Event) -> Outcome {
+        self.state.told(wall_s(), boot_ms());
         let (state, out) = std::mem::take(&mut self.state).step(event, boot_ms());
         self.state = state;
         Outcome {

@@ -1,6 +1,7 @@
 //! The profile as the device sees it: resolved, typed, part of the verified root at [`DEVICE_PROFILE`].
 
 use crate::arch::Arch;
+use crate::tariff::CarrierSettings;
 use serde::{Deserialize, Serialize};
 
 /// Where the image carries the [`DeviceProfile`].
@@ -36,13 +37,16 @@ pub struct DeviceProfile {
 /// Where new releases come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateSettings {
-    /// A folder on the device, or an address that begins with `http://`, `https://`, `mqtt://` or `mqtts://`.
+    /// A folder on the device, or an address that begins with `http://`, `https://`, `mqtt://`, `mqtts://` or `serial:`.
     pub source: String,
     /// How often it is asked, seconds.
     pub poll_s: u32,
     /// Channel that is followed; 0 is `stable`.
     #[serde(default)]
     pub channel: u8,
+    /// Carriers with budgets, the most wanted first; `source` counts for nothing then, but for a broker that reports go to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carriers: Vec<CarrierSettings>,
 }
 
 /// File on the state partition that names the device's site, since one image serves many: one line of at most

@@ -19,6 +19,7 @@
 //! - [`link`]: what travels over serial lines, satellite modems and broadcasts
 //! - [`device`]: the profile as the device sees it; [`seed`], [`stick`]: what an installer leaves for it, and a stick's layout
 //! - [`status`]: what the agent reports; [`report`]: the same in 200 bytes, for carriers
+//! - [`tariff`]: how much a carrier may carry, when, and what that costs
 //! - [`wave`]: which devices may take a release by now
 //! - [`pull`]: how a device asks for pieces of files over a broker; [`mqtt`]: addresses and topics of one
 
@@ -56,6 +57,7 @@ pub mod seed;
 pub mod sparse;
 pub mod status;
 pub mod stick;
+pub mod tariff;
 pub mod trust;
 pub mod verity;
 pub mod wave;

@@ -8,6 +8,7 @@ pub mod delta;
 pub mod devices;
 pub mod flash;
 pub mod fleet;
+pub mod forecast;
 pub mod keys;
 pub mod lab;
 pub mod lock;

@@ -163,7 +163,7 @@ fn http_finishes_on_slow_late_and_lossy_links() {
 }
 
 #[test]
-#[ignore = "long: TCP takes its time"]
+#[cfg_attr(not(feature = "long"), ignore = "takes minutes: make test-all")]
 fn http_finishes_at_40_percent_loss_and_when_up_a_minute_in_ten() {
     let parcel = Parcel::new(48 << 10, BlockSize::KIB_4).unwrap();
     let cases: [&[&str]; 2] = [
@@ -173,5 +173,61 @@ fn http_finishes_at_40_percent_loss_and_when_up_a_minute_in_ten() {
     for options in cases {
         let fetched = over_http(&parcel, options);
         eprintln!("{}: {:.1} s, {} interruptions", options.join(" "), fetched.seconds, fetched.failures);
+    }
+}
+
+/// Downloads a parcel with curl, which takes up what it has of a file, on the same link; gives the seconds.
+fn with_curl(parcel: &Parcel, options: &[&str]) -> f64 {
+    let namespaces = Namespaces::new(&farhold(), options).unwrap();
+    let address = format!("{NEAR}:8480");
+    let server = namespaces.command(1, &farhold());
+    let _serving = Serving::start(server, parcel.repository(), &["--http", &address]).unwrap();
+    let out = parcel.repository().join("curl");
+    let url = format!("http://{address}/{}", formats::repository::object(&parcel.object.id));
+    let insist = "until curl --silent --fail --speed-limit 1 --speed-time 60 -C - -o \"$1\" \"$2\"; do sleep 0.1; done";
+    let begun = Instant::now();
+    let mut command = namespaces.command(2, Path::new("sh"));
+    command.args(["-c", insist, "sh"]).arg(&out).arg(&url);
+    assert!(command.status().unwrap().success());
+    let seconds = begun.elapsed().as_secs_f64();
+    let length = std::fs::metadata(&out).unwrap().len();
+    assert_eq!(length, parcel.object.geometry.length());
+    std::fs::remove_file(&out).unwrap();
+    seconds
+}
+
+#[test]
+#[ignore = "a benchmark, for `make bench`"]
+fn bench_http_beside_curl() {
+    let parcel = Parcel::new(512 << 10, BlockSize::KIB_64).unwrap();
+    let cases: [&[&str]; 6] = [
+        &["--rate", "64kbit", "--scale", "10", "--seed", "1"],
+        &["--rate", "64kbit", "--delay", "600ms", "--scale", "10", "--seed", "1"],
+        &["--rate", "64kbit", "--delay", "1.5s", "--scale", "10", "--seed", "1"],
+        &["--rate", "64kbit", "--loss", "5%", "--scale", "10", "--seed", "1"],
+        &["--rate", "64kbit", "--loss", "20%", "--scale", "10", "--seed", "1"],
+        &["--rate", "64kbit", "--up", "60s/10min", "--scale", "60", "--seed", "1"],
+    ];
+    println!("512 KiB over HTTP: seconds with curl -C -, with farhold-agent, goodput beside curl's");
+    for options in cases {
+        let curl = with_curl(&parcel, options);
+        std::fs::remove_file(parcel.repository().join("out")).unwrap_or_default();
+        let ours = over_http(&parcel, options);
+        let (seconds, ratio) = (ours.seconds, curl / ours.seconds);
+        println!("{:50} {curl:7.1} {seconds:7.1} {ratio:6.2}, {} bytes paid", options.join(" "), ours.paid);
+    }
+}
+
+#[test]
+#[ignore = "a benchmark, for `make bench`"]
+fn bench_serial_beside_the_raw_line() {
+    let parcel = Parcel::new(256 << 10, BlockSize::KIB_64).unwrap();
+    for (bits_per_s, delay_us) in [(9_600, 0), (9_600, 600_000), (115_200, 0)] {
+        let scale = 10.0;
+        let shape = Shape { delay_us, seed: 1, ..line(bits_per_s) };
+        let (_, fetched, took) = over_serial(&parcel, shape, scale, "");
+        let raw = fetched.bytes as f64 * 10.0 / bits_per_s as f64 / scale;
+        let ratio = raw / took.as_secs_f64();
+        println!("{bits_per_s} bit/s, {} ms late: {took:.1?}, {ratio:.2} of the raw line", delay_us / 1000);
     }
 }

@@ -6,6 +6,7 @@ use crate::update::carrier::{Carrier, Carriers, Failure, Tagged, Tally};
 use crate::update::fetch::{Control, Interval};
 use crate::update::health::{self, Attempts};
 use crate::update::install::{self, Failed, Platform, Work};
+use crate::update::links::Limits;
 use crate::update::machine::Machine;
 use crate::update::slot::VerifiedSlot;
 use crate::update::state::{Attempt, Progress};
@@ -23,8 +24,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 
+/// Longest sleep for a rate: a job that is not wanted any more ends after so long.
+const PACE_MS: u64 = 200;
 /// Between two reports of progress, ms.
 const REPORT_MS: u64 = 500;
 /// The decoder's tables live on the heap; TLS needs some of this.
@@ -85,6 +89,8 @@ impl Engine {
             attempts: Attempts::default(),
             seen: BTreeMap::new(),
             carriers: carriers.clone(),
+            limits: Limits::default(),
+            looked: Tally::default(),
         };
         let broker = Arc::new(OnceLock::new());
         let opened = broker.clone();
@@ -116,6 +122,7 @@ impl Engine {
             | Effect::Probe(_)
             | Effect::Entry(..)
             | Effect::Restart(_)
+            | Effect::Limit(_)
             | Effect::Discard => {}
         }
         if lane.send(effect).is_err() {
@@ -136,6 +143,10 @@ struct Worker {
     seen: BTreeMap<String, Tagged>,
     /// Shared: a device has one session with a broker.
     carriers: Arc<Mutex<Carriers>>,
+    /// How much the next fetch may take.
+    limits: Limits,
+    /// What looks took of the source.
+    looked: Tally,
 }
 
 fn start(
@@ -176,11 +187,31 @@ struct Reports {
     wanted: Arc<AtomicU32>,
     reported_ms: u64,
     bytes: u64,
+    begun_ms: u64,
+    /// Bytes in all.
+    taken: u64,
+    limits: Limits,
+}
+
+impl Reports {
+    /// Waits as long as the rate wants it.
+    fn pace(&self) {
+        let Some(rate) = self.limits.rate_bytes else { return };
+        let due_ms = self.begun_ms + self.taken.saturating_mul(1000) / rate.max(1);
+        while !self.stopped() {
+            let left = due_ms.saturating_sub(boot_ms());
+            if left == 0 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(left.min(PACE_MS)));
+        }
+    }
 }
 
 impl Control for Reports {
     fn stopped(&self) -> bool {
-        self.job != 0 && self.wanted.load(Ordering::Relaxed) != self.job
+        let spent = self.limits.bytes.is_some_and(|most| self.taken >= most);
+        spent || (self.job != 0 && self.wanted.load(Ordering::Relaxed) != self.job)
     }
     fn now_ms(&self) -> u64 {
         boot_ms()
@@ -199,6 +230,8 @@ impl Control for Reports {
     }
     fn fetched(&mut self, bytes: u64) {
         self.bytes += bytes;
+        self.taken += bytes;
+        self.pace();
     }
 }
 
@@ -228,14 +261,15 @@ impl Worker {
 
     fn perform(&mut self, effect: Effect) {
         tracing::debug!(?effect, "update");
+        let source = effect.looks_at().map(str::to_owned);
         let event = match effect {
             Effect::ReadAnnouncements(source) => {
                 report(self.announcements(&source).map(Event::Announcements))
             }
             Effect::ReadRoots(source, frames) => {
-                let read = self.open(&source).and_then(|mut c| {
-                    c.whole(repository::ROOTS, MAX_CHAIN_BYTES as u64, &mut Tally::default())
-                });
+                let read = self
+                    .open(&source)
+                    .and_then(|mut c| c.whole(repository::ROOTS, MAX_CHAIN_BYTES as u64, &mut self.looked));
                 report(read.map(|roots| Event::Roots(roots, frames)))
             }
             Effect::ReadManifest(source, id, bytes) => {
@@ -269,8 +303,18 @@ impl Worker {
                 }
                 return;
             }
+            Effect::Limit(limits) => {
+                self.limits = limits;
+                return;
+            }
             Effect::Cancel | Effect::Restart(_) => return,
         };
+        let looked = std::mem::take(&mut self.looked).0;
+        if let (Some(source), 1..) = (source, looked)
+            && self.events.blocking_send(Event::Paid(source, looked)).is_err()
+        {
+            tracing::debug!("the loop has ended");
+        }
         if self.events.blocking_send(event).is_err() {
             tracing::debug!("the loop has ended");
         }
@@ -279,7 +323,10 @@ impl Worker {
     fn work<T>(&mut self, job: u32, act: impl FnOnce(&mut Self, &mut Work<'_>) -> T) -> T {
         let mut machine = self.surroundings.machine.clone();
         let (events, wanted) = (self.events.clone(), self.wanted.clone());
-        let mut control = Reports { job, events, wanted, reported_ms: 0, bytes: 0 };
+        let limits = std::mem::take(&mut self.limits);
+        let begun_ms = boot_ms();
+        let mut control =
+            Reports { job, events, wanted, reported_ms: 0, bytes: 0, begun_ms, taken: 0, limits };
         let running = self.surroundings.running;
         let mut work =
             Work { platform: &mut machine, control: &mut control, running, interval: Interval::USUAL };
@@ -325,7 +372,7 @@ impl Worker {
             }
             let address = format!("{source} {name}");
             let known = self.seen.get(&address);
-            match carrier.changed(&name, MAX_FRAME_BYTES as u64, known, &mut Tally::default()) {
+            match carrier.changed(&name, MAX_FRAME_BYTES as u64, known, &mut self.looked) {
                 Ok(tagged) => {
                     found.push(tagged.bytes.clone());
                     self.seen.insert(address, tagged);
@@ -345,12 +392,12 @@ impl Worker {
 
     fn offered(&mut self, source: &str, id: Digest, bytes: u32) -> Result<Offered, Failure> {
         let mut carrier = self.open(source)?;
-        let mut tally = Tally::default();
-        let manifest = carrier.whole(&repository::object(&id), bytes.into(), &mut tally)?;
+        let tally = &mut self.looked;
+        let manifest = carrier.whole(&repository::object(&id), bytes.into(), tally)?;
         let running = self.surroundings.running;
         let mut catalogue = None;
         for base in [Some(&running), None] {
-            match carrier.whole(&repository::catalogue(&id, base), MAX_CATALOGUE_BYTES as u64, &mut tally) {
+            match carrier.whole(&repository::catalogue(&id, base), MAX_CATALOGUE_BYTES as u64, tally) {
                 Ok(bytes) => {
                     catalogue = Some(bytes);
                     break;
@@ -359,7 +406,7 @@ impl Worker {
                 Err(failure) => tracing::debug!(why = failure.why, "no catalogue"),
             }
         }
-        let wave = waves::read(carrier.as_mut(), self.surroundings.names(repository::wave), id, &mut tally);
+        let wave = waves::read(carrier.as_mut(), self.surroundings.names(repository::wave), id, tally);
         let room = install::room(&mut self.surroundings.machine, running)
             .map_err(|error| Failure::local(&error.context("look how much room there is")))?;
         Ok(Offered { manifest, catalogue, wave, room })

@@ -14,6 +14,7 @@ pub mod esp;
 pub mod fetch;
 pub mod health;
 pub mod install;
+pub mod links;
 pub mod machine;
 pub mod observe;
 pub mod plan;

@@ -105,6 +105,7 @@ pub fn facts(boot: &BootFacts, condition: &Condition, memory: &Memory, restarted
         anchor: anchor(),
         source: settings.as_ref().map(|settings| settings.source.clone()),
         poll_s: settings.as_ref().map_or(POLL_S, |settings| settings.poll_s),
+        carriers: settings.map(|settings| settings.carriers).unwrap_or_default(),
         checks: profile.map(|profile| profile.health).unwrap_or_default(),
         seed,
     }
@@ -120,6 +121,8 @@ fn scopes(facts: &Facts) -> Vec<Scope> {
 pub fn surroundings(boot: &BootFacts, facts: &Facts) -> Option<Surroundings> {
     let observed = boot.observed.as_ref()?;
     let partitions = boot.boot.as_ref()?.partitions.clone();
+    let carriers = facts.carriers.iter().map(|carrier| &carrier.source);
+    let broker = |source: &&String| formats::mqtt::Address::is_meant(source);
     Some(Surroundings {
         machine: Machine { partitions, other: observed.slot.other(), written: Default::default() },
         running: observed.roothash,
@@ -128,7 +131,7 @@ pub fn surroundings(boot: &BootFacts, facts: &Facts) -> Option<Surroundings> {
         channel: facts.channel,
         id: facts.id.clone(),
         seed: facts.seed,
-        source: facts.source.clone(),
+        source: [&facts.source].into_iter().flatten().chain(carriers).find(|source| broker(source)).cloned(),
         checks: facts.checks.clone(),
     })
 }

@@ -11,6 +11,8 @@ const RETRY_AFTER_MAX_MS: u64 = 24 * 3600 * 1000;
 const FIRST_CHECK_MS: u64 = 60_000;
 /// An announcement that reaches all devices at once is followed within this time.
 const HEARD_SPREAD_MS: u64 = 30_000;
+/// Carriers whose budget or hours begin anew are used within this time, by device.
+const REOPENED_SPREAD_MS: u64 = 1_800_000;
 /// Between two attempts of checks that have not passed.
 pub const PROBE_MS: u64 = 2_000;
 /// A check whose deadline passes on a slow machine before its first attempt has ended gets this much longer: a command
@@ -57,6 +59,12 @@ pub fn first_check_ms(now_ms: u64, poll_s: u32, seed: u64) -> u64 {
 /// When to look at a source that announced something by itself.
 pub fn heard_ms(now_ms: u64, seed: u64) -> u64 {
     now_ms + scatter(seed, now_ms) % HEARD_SPREAD_MS
+}
+
+/// When carriers that may be used again after so many seconds are: budgets of a whole fleet come back at one midnight.
+pub fn reopened_ms(now_ms: u64, seconds: u64, seed: u64) -> u64 {
+    let spread = REOPENED_SPREAD_MS.min(seconds.saturating_mul(1000) / 10).max(1);
+    now_ms + seconds.saturating_mul(1000) + scatter(seed, seconds) % spread
 }
 
 /// When to look again: the interval, a tenth more or less.

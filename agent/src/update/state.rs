@@ -10,6 +10,7 @@
 use crate::update::plan::Plan;
 use formats::hex::Digest;
 use formats::status::UpdateCost;
+use formats::tariff::Used;
 use formats::trust::{Accepted, Rank};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -208,6 +209,9 @@ pub struct Memory {
     /// Times that the root chain was fetched for an unknown root version on this day of uptime.
     #[serde(default)]
     pub chain_fetches: u8,
+    /// What carriers with settings have carried, by name.
+    #[serde(default)]
+    pub used: BTreeMap<String, Used>,
 }
 
 impl Default for Memory {
@@ -222,6 +226,7 @@ impl Default for Memory {
             quarantine: Vec::new(),
             last: None,
             chain_fetches: 0,
+            used: BTreeMap::new(),
         }
     }
 }
@@ -316,6 +321,12 @@ pub struct Live {
     pub measured: Option<Measured>,
     /// Bytes fetched for the release.
     pub fetched: u64,
+    /// Of those, what is not in [`Memory::used`] yet.
+    pub unbooked: u64,
+    /// Seconds since 1970 and milliseconds since the kernel started, as last told.
+    pub clock: (u64, u64),
+    /// Until when carriers that could not be reached are left alone, ms since the kernel started, by name.
+    pub down: BTreeMap<String, u64>,
     /// Checks of a trial.
     pub checks: BTreeMap<String, Verdict>,
     /// Whether systemd has settled.

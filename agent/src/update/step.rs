@@ -1,10 +1,11 @@
 //! The decisions of the update engine: a state and an event give a state and effects. Pure; [`Outcome::persist`] says
 //! that the memory changed and must be durable before any effect is performed.
 //!
-//! `look` decides about sources, announcements and manifests, `work` about fetching and installing, `boot` what a boot
+//! `carry` decides which carrier is used, `look` decides about sources, announcements and manifests, `work` about fetching and installing, `boot` what a boot
 //! means for the phase it comes in, `trial` about health, commit, and ways back.
 
 mod boot;
+mod carry;
 mod look;
 mod trial;
 mod work;
@@ -13,6 +14,7 @@ pub use look::words;
 
 use crate::update::carrier::Failure;
 use crate::update::entries::Operation;
+use crate::update::links::Limits;
 use crate::update::plan::Room;
 use crate::update::policy;
 use crate::update::state::{
@@ -24,6 +26,7 @@ use formats::entry::EntryName;
 use formats::hex::Digest;
 use formats::roles::Root;
 use formats::status::UpdateCost;
+use formats::tariff::CarrierSettings;
 use formats::trust::ChainFetches;
 use formats::wave::Wave;
 
@@ -62,6 +65,8 @@ pub struct Facts {
     pub source: Option<String>,
     /// How often, seconds.
     pub poll_s: u32,
+    /// Carriers with settings, the most wanted first; where there are some, `source` counts for nothing.
+    pub carriers: Vec<CarrierSettings>,
     /// What makes a boot healthy.
     pub checks: Vec<HealthCheck>,
     /// Differs by device.
@@ -132,6 +137,8 @@ pub enum Event {
     Progress(u32, Progress),
     /// Bytes that a job has fetched.
     Bytes(u32, u64),
+    /// Bytes that a look at a source took.
+    Paid(String, u64),
     /// All objects are fetched.
     Fetched(u32),
     /// The other slot was written and verified.
@@ -163,6 +170,8 @@ pub enum Effect {
     ReadRoots(String, Vec<Vec<u8>>),
     /// Read this manifest of so many bytes, and look how much room there is.
     ReadManifest(String, Digest, u32),
+    /// The next fetch may take so much.
+    Limit(Limits),
     /// Fetch what is missing.
     Fetch(u32, Box<Attempt>),
     /// Rewrite the other slot and verify it.
@@ -183,6 +192,28 @@ pub enum Effect {
     Restart(String),
     /// Remove what was fetched.
     Discard,
+}
+
+impl Effect {
+    /// The source that it looks at, if it does.
+    pub fn looks_at(&self) -> Option<&str> {
+        match self {
+            Self::ReadAnnouncements(source) | Self::ReadRoots(source, _) | Self::ReadManifest(source, ..) => {
+                Some(source)
+            }
+            Self::Limit(_)
+            | Self::Fetch(..)
+            | Self::Install(..)
+            | Self::Enter(..)
+            | Self::Cancel
+            | Self::Baseline
+            | Self::Probe(_)
+            | Self::Entry(..)
+            | Self::VerifyOther(_)
+            | Self::Restart(_)
+            | Self::Discard => None,
+        }
+    }
 }
 
 /// What a client is told.
@@ -254,14 +285,15 @@ impl State {
             Event::Tick => self.tick(now_ms, &mut out),
             Event::Settled => self.live.settled = true,
             Event::Forgetful(why) => self.forgetful(why),
-            Event::Check(source, intent) => self.check(source, intent, &mut out),
+            Event::Check(source, intent) => self.check(source, intent, now_ms, &mut out),
             Event::Heard(source) => self.heard(&source, now_ms),
             Event::Announcements(frames) => self.announcements(frames, now_ms, &mut out),
             Event::Roots(chain, frames) => self.roots(&chain, &frames, &mut out),
             Event::Manifest(offered) => self.manifest(&offered, now_ms, &mut out),
             Event::Unread(why, fault) => self.unread(why, fault, now_ms, &mut out),
             Event::Progress(job, progress) if job == self.job => self.progress(progress, now_ms),
-            Event::Bytes(job, bytes) if job == self.job => self.live.fetched += bytes,
+            Event::Bytes(job, bytes) if job == self.job => self.paid(bytes),
+            Event::Paid(source, bytes) => self.book(&source, bytes),
             Event::Fetched(job) if job == self.job => self.fetched(&mut out),
             Event::Installed(job) if job == self.job => self.installed(&mut out),
             Event::Entered(job, cost) if job == self.job => self.entered(cost, &mut out),
@@ -310,7 +342,7 @@ impl State {
             let poll_s = self.facts.as_ref().map_or(3600, |facts| facts.poll_s);
             self.live.next_check_ms = Some(policy::next_check_ms(now_ms, poll_s, self.seed()));
             if matches!(self.memory.phase, Phase::Idle | Phase::Fetching(_)) {
-                self.check(None, Intent::Poll, out);
+                self.check(None, Intent::Poll, now_ms, out);
                 // Nobody waits for the answer to a look of our own.
                 out.answer = None;
             }

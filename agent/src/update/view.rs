@@ -21,11 +21,19 @@ pub struct View {
 /// Looks at the state.
 pub fn of(state: &State) -> View {
     let status = status(state);
-    let because = vec![match &status.last {
+    let mut because = vec![match &status.last {
         Some(last) => format!("Updates: {}. {last}", status.text),
         None => format!("Updates: {}.", status.text),
     }];
+    because.extend(state.table(state.live.clock.1).words(rest(state, &status)));
     View { findings: findings(state), because, status }
+}
+
+/// What is left to fetch, from where, and how fast it comes.
+fn rest<'s>(state: &'s State, status: &UpdateStatus) -> Option<(u64, &'s str, u64)> {
+    let Phase::Fetching(attempt) = &state.memory.phase else { return None };
+    let done = if status.part.as_deref() == Some("fetch") { status.done_bytes } else { 0 };
+    Some((attempt.plan.fetch_bytes().saturating_sub(done), &attempt.source, status.rate_bytes))
 }
 
 fn rate(measured: &Measured) -> u64 {

@@ -139,25 +139,40 @@ pub fn ha(ha: &Ha) -> Option<Finding> {
 /// Where updates come from: something that the agent can open, not asked without pause.
 pub fn update(settings: &Settings) -> Option<Finding> {
     let update = settings.update.as_ref()?;
-    if let Some(why) =
-        Address::is_meant(&update.source).then(|| Address::parse(&update.source).err()).flatten()
-    {
+    let carriers = update.carriers.iter().enumerate().find_map(|(n, carrier)| {
+        let place = format!("settings.update.carriers[{n}]");
+        let twice = update.carriers[..n].iter().any(|other| other.name == carrier.name);
+        if twice {
+            let why = format!("there are two carriers `{}`", carrier.name);
+            return Some(Finding::error(place, why, "give each its own name"));
+        }
+        let wrong = carrier.settings().check().err();
+        wrong
+            .map(|why| Finding::error(place.clone(), why, "see docs/profiles.md, \"Carriers\""))
+            .or_else(|| source(&carrier.source, &format!("{place}.source")))
+    });
+    let found = source(&update.source, "settings.update.source").or(carriers);
+    found.or_else(|| {
+        (update.poll_s < 60).then(|| {
+            let message = format!("poll_s is {}, but must be 60 or more", update.poll_s);
+            Finding::error("settings.update.poll_s", message, "an hour, 3600, is usual")
+        })
+    })
+}
+
+/// An address that the agent can open.
+fn source(source: &str, place: &str) -> Option<Finding> {
+    if let Some(why) = Address::is_meant(source).then(|| Address::parse(source).err()).flatten() {
         let next = "as mqtts://USER@HOST/PREFIX?ca=FILE&password-file=FILE";
-        return Some(Finding::error("settings.update.source", why, next));
+        return Some(Finding::error(place, why, next));
     }
-    let known = ["http://", "https://", "mqtt://", "mqtts://", "serial:/dev/", "/"]
-        .iter()
-        .any(|start| update.source.starts_with(start));
-    if !known || update.source.contains(char::is_whitespace) {
-        return Some(Finding::error(
-            "settings.update.source",
-            format!("`{}` is no source of updates", update.source),
+    let known = ["http://", "https://", "mqtt://", "mqtts://", "serial:/dev/", "/"];
+    (!known.iter().any(|start| source.starts_with(start)) || source.contains(char::is_whitespace)).then(|| {
+        Finding::error(
+            place,
+            format!("`{source}` is no source of updates"),
             "name an address that begins with http://, https://, mqtt://, mqtts:// or serial:/dev/, or a folder on the device",
-        ));
-    }
-    (update.poll_s < 60).then(|| {
-        let message = format!("poll_s is {}, but must be 60 or more", update.poll_s);
-        Finding::error("settings.update.poll_s", message, "an hour, 3600, is usual")
+        )
     })
 }
 

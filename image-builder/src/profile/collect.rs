@@ -3,7 +3,7 @@
 //! Reads the files of packs; knows nothing of mirrors and locks.
 
 use super::layers::Loaded;
-use super::model::Settings;
+use super::model::{Carrier, Settings};
 use super::resolve::Filled;
 use crate::board::overlay;
 use crate::files;
@@ -62,6 +62,7 @@ fn device(filled: &Filled<'_>) -> DeviceProfile {
             source: update.source.clone(),
             poll_s: update.poll_s,
             channel: update.channel,
+            carriers: update.carriers.iter().map(Carrier::settings).collect(),
         }),
     }
 }

@@ -271,6 +271,63 @@ pub struct Update {
     /// Channel that is followed; 0 is `stable`.
     #[serde(default)]
     pub channel: u8,
+    /// Carriers with budgets, the most wanted first: of those that may be used and can be reached, the first is.
+    #[serde(default)]
+    pub carriers: Vec<Carrier>,
+}
+
+/// A carrier, as [`formats::tariff::CarrierSettings`] carries it to the device.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Carrier {
+    /// Unique name, as `satellite`.
+    pub name: String,
+    /// A source, as above.
+    pub source: String,
+    /// Most KiB in a day.
+    #[serde(default)]
+    pub day_kib: Option<u64>,
+    /// Most KiB in a month.
+    #[serde(default)]
+    pub month_kib: Option<u64>,
+    /// Most kbit in a second.
+    #[serde(default)]
+    pub rate_kbit: Option<u32>,
+    /// From which hour to which it may be used, UTC, as `[22, 6]`.
+    #[serde(default)]
+    pub hours: Option<[u8; 2]>,
+    /// What it costs.
+    #[serde(default)]
+    pub price: Option<Price>,
+}
+
+/// What bytes cost.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Price {
+    /// Currency, as `EUR`.
+    pub currency: String,
+    /// Thousandths of it for a MiB.
+    pub millis_per_mib: u64,
+}
+
+impl Carrier {
+    /// As the device takes it.
+    pub fn settings(&self) -> formats::tariff::CarrierSettings {
+        let price = |price: &Price| formats::tariff::Price {
+            currency: price.currency.clone(),
+            millis_per_mib: price.millis_per_mib,
+        };
+        formats::tariff::CarrierSettings {
+            name: self.name.clone(),
+            source: self.source.clone(),
+            day_kib: self.day_kib,
+            month_kib: self.month_kib,
+            rate_kbit: self.rate_kbit,
+            hours: self.hours,
+            price: self.price.as_ref().map(price),
+        }
+    }
 }
 
 fn hour() -> u32 {

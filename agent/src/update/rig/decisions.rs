@@ -23,7 +23,7 @@ use formats::wave::{EVERYBODY, Wave};
 const SITE: &str = "north";
 const DEVICE: &str = "device";
 
-fn facts(shop: &Shop, version: &str, roothash: Digest) -> Facts {
+pub(super) fn facts(shop: &Shop, version: &str, roothash: Digest) -> Facts {
     let probe = Probe::Unit { unit: "app.service".into() };
     Facts {
         running: Some(Release { version: version.into(), roothash, manifest: None }),
@@ -42,6 +42,7 @@ fn facts(shop: &Shop, version: &str, roothash: Digest) -> Facts {
         anchor: Ok(shop.root.clone()),
         source: Some("net".into()),
         poll_s: 3600,
+        carriers: Vec::new(),
         checks: vec![HealthCheck { name: "app".into(), deadline_s: 60, probe }],
         seed: 1,
     }
@@ -55,25 +56,25 @@ fn running_one(shop: &Shop) -> State {
     begin(facts(shop, "1.0", shop.one.roothash), Memory::default())
 }
 
-fn offered(manifest: &[u8]) -> Event {
+pub(super) fn offered(manifest: &[u8]) -> Event {
     let room =
         Room { root: 1 << 30, verity: 1 << 30, esp: 1 << 30, var: 1 << 30, uki: None, boot_loader: None };
     Event::Manifest(Box::new(Offered { manifest: manifest.to_vec(), catalogue: None, wave: Ok(None), room }))
 }
 
-fn manifest_of(built: &super::release::Built) -> Vec<u8> {
+pub(super) fn manifest_of(built: &super::release::Built) -> Vec<u8> {
     let frame = Frame::parse(&built.files[repository::ANNOUNCE]).unwrap();
     built.files[&repository::object(&frame.unverified().manifest)].clone()
 }
 
 /// Asks for an update from a source with these announcements; gives what comes of it.
-fn look(state: State, frames: &[&[u8]]) -> (State, Outcome) {
+pub(super) fn look(state: State, frames: &[&[u8]]) -> (State, Outcome) {
     let (state, _) = state.step(Event::Check(Some("net".into()), Intent::Now), 2000);
     let frames = frames.iter().map(|frame| frame.to_vec()).collect();
     state.step(Event::Announcements(frames), 3000)
 }
 
-fn said(out: &Outcome) -> &str {
+pub(super) fn said(out: &Outcome) -> &str {
     out.answer.as_ref().map_or("", |answer| &answer.text)
 }
 

@@ -9,6 +9,7 @@
 //! nothing. From each such state the machine goes on by itself, and must come to the same end, having fetched at most
 //! one block and one flush interval twice.
 
+mod carriers;
 mod decisions;
 mod failures;
 mod judge;

@@ -196,6 +196,7 @@ impl<'s> World<'s> {
             anchor: Ok(self.shop.root.clone()),
             source: None,
             poll_s: 3600,
+            carriers: Vec::new(),
             checks: vec![HealthCheck {
                 name: "app".into(),
                 deadline_s: 60,
@@ -320,7 +321,7 @@ impl<'s> World<'s> {
                 work.platform.discard()?;
                 return Ok(Vec::new());
             }
-            Effect::Cancel => return Ok(Vec::new()),
+            Effect::Cancel | Effect::Limit(_) => return Ok(Vec::new()),
             Effect::ReadRoots(..) | Effect::Restart(_) => bail!("{effect:?} is not expected"),
         };
         Ok(vec![event])

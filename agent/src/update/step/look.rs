@@ -1,6 +1,7 @@
 //! Looks at sources: is there a release, is it for this device, is it newer, is there room. Verified before parsed.
 
 use super::{Effect, Fault, Intent, Offered, Outcome, State};
+use crate::update::links::Choice;
 use crate::update::plan::{self, Plan};
 use crate::update::policy;
 use crate::update::state::{Attempt, Checking, Floor, Phase};
@@ -37,9 +38,22 @@ pub(super) fn trusted(anchor: &Root, chain: &str) -> Root {
 }
 
 impl State {
-    pub(super) fn check(&mut self, source: Option<String>, intent: Intent, out: &mut Outcome) {
+    pub(super) fn check(&mut self, source: Option<String>, intent: Intent, now_ms: u64, out: &mut Outcome) {
         let Some(facts) = &self.facts else { return out.refuse("the agent is starting") };
-        let Some(source) = source.or_else(|| facts.source.clone()) else {
+        let chosen = match source {
+            Some(source) => Some(source),
+            None => match self.table(now_ms).choose(None) {
+                Choice::Free => facts.source.clone(),
+                Choice::Use(source, _) => Some(source),
+                Choice::Wait(seconds, why) => {
+                    let then = policy::reopened_ms(now_ms, seconds, self.seed());
+                    self.live.next_check_ms = self.live.next_check_ms.map(|next| next.min(then));
+                    self.live.said = Some(why.clone());
+                    return out.refuse(why);
+                }
+            },
+        };
+        let Some(source) = chosen else {
             return out.refuse(
                 "no source is configured: name one with `--source`, or set `settings.update.source` in the profile",
             );
@@ -73,8 +87,15 @@ impl State {
     }
 
     pub(super) fn unread(&mut self, why: String, fault: Fault, now_ms: u64, out: &mut Outcome) {
-        if self.live.checking.take().is_some() {
-            if let (Fault::Unreachable(Some(seconds)), Some(next)) = (fault, self.live.next_check_ms) {
+        if let Some(checking) = self.live.checking.take() {
+            let asked = if let Fault::Unreachable(asked) = fault { Some(asked) } else { None };
+            if let Some(asked) = asked
+                && self.avoid(&checking.source, asked, now_ms)
+                && matches!(self.table(now_ms).choose(None), Choice::Use(..))
+            {
+                // Another carrier may answer.
+                self.live.next_check_ms = Some(now_ms + policy::backoff_ms(1, None, self.seed()));
+            } else if let (Fault::Unreachable(Some(seconds)), Some(next)) = (fault, self.live.next_check_ms) {
                 let asked = now_ms + policy::backoff_ms(1, Some(seconds), self.seed());
                 self.live.next_check_ms = Some(next.max(asked));
             }
@@ -96,7 +117,8 @@ impl State {
 
     /// A source that announces by itself is looked at soon, not by all devices at once.
     pub(super) fn heard(&mut self, source: &str, now_ms: u64) {
-        let configured = self.facts.as_ref().is_some_and(|facts| facts.source.as_deref() == Some(source));
+        let configured = self.facts.as_ref().is_some_and(|facts| facts.source.as_deref() == Some(source))
+            || self.table(now_ms).of(source).is_some();
         if configured {
             let soon = policy::heard_ms(now_ms, self.seed());
             self.live.next_check_ms = Some(self.live.next_check_ms.map_or(soon, |next| next.min(soon)));
@@ -289,7 +311,7 @@ impl State {
             }
             (_, Intent::Now) | (None, Intent::Poll) => {
                 self.raise(floor, verified);
-                self.take(plan, checking, out);
+                self.take(plan, checking, now_ms, out);
             }
         }
     }
@@ -323,7 +345,7 @@ impl State {
         self.memory.accepted = Some(floor);
     }
 
-    fn take(&mut self, plan: Plan, checking: Checking, out: &mut Outcome) {
+    fn take(&mut self, plan: Plan, checking: Checking, now_ms: u64, out: &mut Outcome) {
         let (source, intent) = (checking.source, checking.intent);
         self.live.checking = None;
         self.live.said = None;
@@ -355,7 +377,7 @@ impl State {
         self.live.retry_ms = None;
         self.live.stuck = None;
         out.effects.push(Effect::Cancel);
-        self.fetch(out);
+        self.fetch(now_ms, out);
     }
 }
 

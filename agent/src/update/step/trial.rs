@@ -287,6 +287,7 @@ mod tests {
             anchor: Err("not asked here".into()),
             source: None,
             poll_s: 3600,
+            carriers: Vec::new(),
             checks: vec![HealthCheck { name: "shop".into(), deadline_s, probe }],
             seed: 1,
         };

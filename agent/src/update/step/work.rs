@@ -15,7 +15,7 @@ impl State {
         }
         match &self.memory.phase {
             Phase::Idle => {}
-            Phase::Fetching(_) => self.fetch(out),
+            Phase::Fetching(_) => self.fetch(now_ms, out),
             Phase::Installing(_) => self.install(out),
             Phase::Trial { release, .. } if self.runs(release) => self.probe(now_ms, out),
             Phase::Trial { .. } => self.enter(out),
@@ -32,7 +32,10 @@ impl State {
         }
     }
 
-    pub(super) fn fetch(&mut self, out: &mut Outcome) {
+    pub(super) fn fetch(&mut self, now_ms: u64, out: &mut Outcome) {
+        if !self.take_carrier(now_ms, out) {
+            return;
+        }
         let Some(attempt) = self.attempt() else { return };
         let job = self.next_job();
         out.effects.push(Effect::Fetch(job, attempt));
@@ -52,6 +55,7 @@ impl State {
 
     pub(super) fn fetched(&mut self, out: &mut Outcome) {
         self.live.working = false;
+        self.book_job();
         if let Phase::Fetching(attempt) = &self.memory.phase {
             out.note("update-fetched", format!("version {}: all objects are here", attempt.plan.version));
             self.memory.phase = Phase::Installing(attempt.clone());
@@ -120,8 +124,9 @@ impl State {
     pub(super) fn failed(&mut self, what: (Part, Fault, String), now_ms: u64, out: &mut Outcome) {
         let (part, fault, why) = what;
         self.live.working = false;
+        self.book_job();
         match fault {
-            Fault::Unreachable(retry_after) => self.later(why, retry_after, now_ms),
+            Fault::Unreachable(retry_after) => self.unreachable(why, retry_after, now_ms, out),
             Fault::Absent | Fault::Damaged => self.next_way((part, fault, why), now_ms, out),
             Fault::Incomplete => {
                 if let Some(attempt) = self.attempt() {
