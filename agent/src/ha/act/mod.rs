@@ -10,7 +10,7 @@
 //! - `port`: the local datastore port; `tunnel`: what passes between the two nodes;
 //! - `settings`: Postgres' files, written from the register; `server`: its process; `session`: what it is asked;
 //! - `copy`: export, rewind, full copy;
-//! - `site`: what the parts of a node share; `node`: its loop; `talk`: what it says and hears; `serial`: over a cable, too;
+//! - `site`: what the parts of a node share; `node`: its loop; `talk`: what it says and hears; `serial`: over a cable, too, in frames of `slip`;
 //! - `control`: what an operator asks it; `record`: who commanded what; `watch`, `status`: what operators are told;
 //! - `witness`: the loop of a witness; `address`: a process of its own that keeps an address where the primary is;
 //! - `secrets`: what both nodes must know and nobody else;
@@ -39,6 +39,7 @@ mod session;
 mod settings;
 mod setup;
 mod site;
+mod slip;
 mod startup;
 mod status;
 mod stream;

@@ -1,10 +1,11 @@
-//! A serial cable to the peer: heartbeats in SLIP frames (RFC 1055), sealed as every datagram is.
+//! A serial cable to the peer: heartbeats in frames ([`super::slip`]), sealed as every datagram is.
 //!
 //! A second path that prevents false alarms; never a vote. It does not know what a frame says.
 
 use super::config::Serial;
 use super::seal::DATAGRAM_MAX;
 use super::site::Site;
+use super::slip::{Frames, frame};
 use crate::ha::message::Body;
 use anyhow::{Context, Result, bail};
 use std::rc::Rc;
@@ -14,10 +15,6 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio_serial::SerialPortBuilderExt;
 
-const END: u8 = 0xc0;
-const ESCAPE: u8 = 0xdb;
-const ESCAPED_END: u8 = 0xdc;
-const ESCAPED_ESCAPE: u8 = 0xdd;
 /// Between two heartbeats over the cable, microseconds: a slow line must carry them.
 const PAUSE_US: u64 = 400_000;
 /// After a line that does not work.
@@ -29,60 +26,6 @@ pub struct Line {
     incoming: mpsc::Receiver<Vec<u8>>,
     sent_us: u64,
     task: JoinHandle<()>,
-}
-
-/// Puts bytes between two ends, so that neither occurs inside.
-pub fn frame(bytes: &[u8]) -> Vec<u8> {
-    let mut framed = Vec::with_capacity(bytes.len() + 8);
-    framed.push(END);
-    for byte in bytes {
-        match *byte {
-            END => framed.extend([ESCAPE, ESCAPED_END]),
-            ESCAPE => framed.extend([ESCAPE, ESCAPED_ESCAPE]),
-            other => framed.push(other),
-        }
-    }
-    framed.push(END);
-    framed
-}
-
-/// Finds frames in whatever the line brings; what is too long or malformed is passed over.
-#[derive(Default)]
-pub struct Frames {
-    bytes: Vec<u8>,
-    escaped: bool,
-    spoilt: bool,
-}
-
-impl Frames {
-    /// Takes one byte; a frame, when it is complete.
-    pub fn take(&mut self, byte: u8) -> Option<Vec<u8>> {
-        if byte == END {
-            let whole = !self.spoilt && !self.escaped && !self.bytes.is_empty();
-            let bytes = std::mem::take(&mut self.bytes);
-            (self.escaped, self.spoilt) = (false, false);
-            return whole.then_some(bytes);
-        }
-        let plain = match (self.escaped, byte) {
-            (false, ESCAPE) => {
-                self.escaped = true;
-                return None;
-            }
-            (false, other) => other,
-            (true, ESCAPED_END) => END,
-            (true, ESCAPED_ESCAPE) => ESCAPE,
-            (true, _) => {
-                self.spoilt = true;
-                byte
-            }
-        };
-        self.escaped = false;
-        self.spoilt |= self.bytes.len() >= DATAGRAM_MAX;
-        if !self.spoilt {
-            self.bytes.push(plain);
-        }
-        None
-    }
 }
 
 impl Line {
@@ -139,7 +82,7 @@ async fn run(
     let opened = tokio_serial::new(name, config.baud).open_native_async();
     let mut line = opened.with_context(|| format!("open {device}"))?;
     site.watch.works("serial");
-    let (mut frames, mut buffer) = (Frames::default(), [0; 512]);
+    let (mut frames, mut buffer) = (Frames::new(DATAGRAM_MAX), [0; 512]);
     loop {
         tokio::select! {
             read = line.read(&mut buffer) => {
@@ -159,43 +102,5 @@ async fn run(
                     .with_context(|| format!("write to {device}"))?;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn all(bytes: &[u8]) -> Vec<Vec<u8>> {
-        let mut frames = Frames::default();
-        bytes.iter().filter_map(|byte| frames.take(*byte)).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn a_frame_comes_out_as_it_went_in_after_any_noise(
-            noise in prop::collection::vec(any::<u8>(), 0..64),
-            said in prop::collection::vec(prop_oneof![any::<u8>(), Just(END), Just(ESCAPE)], 1..DATAGRAM_MAX),
-        ) {
-            let line = [noise, frame(&said), frame(&said)].concat();
-            let found = all(&line);
-            prop_assert_eq!(found.last(), Some(&said));
-        }
-
-        #[test]
-        fn nothing_that_comes_makes_a_frame_longer_than_a_datagram(
-            noise in prop::collection::vec(any::<u8>(), 0..4_000),
-        ) {
-            prop_assert!(all(&noise).iter().all(|frame| frame.len() <= DATAGRAM_MAX));
-        }
-    }
-
-    #[test]
-    fn malformed_frames_are_passed_over() {
-        assert_eq!(all(&[END, 1, ESCAPE, 2, 3, END, 4, END]), [vec![4]]);
-        assert_eq!(all(&[END, 1, ESCAPE, END, 4, END]), [vec![4]]);
-        assert!(all(&vec![1; 5_000]).is_empty());
-        assert_eq!(all(&[vec![1; 5_000], vec![END, 7, END]].concat()), [vec![7]]);
     }
 }
