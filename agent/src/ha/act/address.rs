@@ -16,12 +16,15 @@ const LOOK: Duration = Duration::from_millis(200);
 /// The neighbours are told so often, since nobody confirms it.
 const TELLS: u32 = 5;
 
-/// Keeps the address where it belongs until it is killed.
+/// Keeps the address where it belongs until it is killed; ends at once if none is configured.
 ///
 /// # Errors
-/// If no address is configured, or the interface cannot be used.
+/// If the interface cannot be used.
 pub fn follow(config: &Config) -> Result<()> {
-    let address = config.address.as_ref().context("the configuration names no `address`")?;
+    let Some(address) = &config.address else {
+        tracing::info!("the configuration names no `address`");
+        return Ok(());
+    };
     let (mut here, mut tells) = (false, 0);
     // Whatever an earlier process left.
     change(address, "del")?;

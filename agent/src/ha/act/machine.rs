@@ -20,7 +20,8 @@ fn kept(state: &Path) -> PathBuf {
 fn name(config: &Config) -> Option<String> {
     let sources: Vec<PathBuf> = match &config.machine {
         Some(path) => vec![path.clone()],
-        None => SOURCES.iter().map(PathBuf::from).collect(),
+        // The unit puts there what only root may read.
+        None => [config.run.join("machine")].into_iter().chain(SOURCES.map(PathBuf::from)).collect(),
     };
     let read = sources.iter().find_map(|path| std::fs::read(path).ok().filter(|name| !name.is_empty()))?;
     Some(Sha256::digest(read).iter().map(|byte| format!("{byte:02x}")).collect())
