@@ -16,10 +16,27 @@ pub fn look() -> Option<HaStatus> {
         status["k3s"] = agent::k3s::report(&config).unwrap_or_default();
         Ok(status)
     });
-    Some(said.map_or_else(
+    let mut status = said.map_or_else(
         |error| HaStatus { text: format!("NOT RUNNING: {error:#}"), ..HaStatus::default() },
         |status| line(&status),
-    ))
+    );
+    status.agent_bytes = memory_bytes().unwrap_or_default();
+    if status.agent_bytes > 0 {
+        status.text += &format!("; the agent takes {} MiB", status.agent_bytes.div_ceil(1 << 20));
+    }
+    Some(status)
+}
+
+/// Resident memory of all processes of this program.
+fn memory_bytes() -> Option<u64> {
+    let own = std::fs::read_link("/proc/self/exe").ok()?;
+    let kib = |folder: &Path| -> Option<u64> {
+        let same = std::fs::read_link(folder.join("exe")).is_ok_and(|exe| exe == own);
+        let rollup = std::fs::read_to_string(folder.join("smaps_rollup")).ok().filter(|_| same)?;
+        rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let folders = std::fs::read_dir("/proc").ok()?;
+    Some(folders.filter_map(|entry| kib(&entry.ok()?.path())).sum::<u64>() << 10)
 }
 
 fn line(status: &Value) -> HaStatus {
@@ -42,7 +59,7 @@ fn line(status: &Value) -> HaStatus {
     } else {
         format!("{mode}, {role} ({phase}), epoch {epoch}{lag}{runs}; if the peer died now: {prospect}")
     };
-    HaStatus { text, mode, phase, primary, epoch, k3s }
+    HaStatus { text, mode, phase, primary, epoch, k3s, agent_bytes: 0 }
 }
 
 #[cfg(test)]
@@ -65,6 +82,7 @@ mod tests {
             "paired, primary (Leading), epoch 7, peer 0 bytes behind; k3s ready, drain held by default/web: The \
              disruption budget web needs 1; if the peer died now: this node goes on alone, if the witness answers"
         );
+        assert!(memory_bytes().is_some_and(|bytes| bytes > 1 << 20));
         let alone = line(&json!({ "phase": "Unjoined", "says": "x" }));
         assert_eq!((alone.text.as_str(), alone.primary), ("Unjoined", false));
     }

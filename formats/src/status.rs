@@ -79,6 +79,10 @@ pub struct HaStatus {
     /// What k3s does, where the agent runs it.
     #[serde(default)]
     pub k3s: Option<String>,
+    /// Resident memory of all processes of the agent on this node, bytes; pages that several of them share count once (the
+    /// kernel's Pss). 0 if it is not known.
+    #[serde(default)]
+    pub agent_bytes: u64,
 }
 
 /// Updates as an operator sees them.
