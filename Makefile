@@ -18,7 +18,7 @@ ARTEFACTS := --artefact farhold-agent=$(AGENT) --artefact farhold-init=$(INIT)
 IMAGE := $(BUILD)/edge-minimal
 PACKAGES := gcc libc6-dev make apt ca-certificates debian-archive-keyring openssh-client
 
-.PHONY: help demo test test-all bench check setup programs image clean programs-arm64 programs-x86_64 image-arm64 image-x86_64 old-image
+.PHONY: help demo test test-all bench check setup programs image pair-image clean programs-arm64 programs-x86_64 image-arm64 image-x86_64 old-image
 help: ## this list
 	@grep -hE '^[a-z][a-zA-Z0-9_ $$()-]*:.*## ' $(MAKEFILE_LIST) | sed 's/$$(OTHER)/$(OTHER)/; s/: image-%//' | awk -F ':.*## ' '{printf "make %-25s %s\n", $$1, $$2}'
 
@@ -72,6 +72,21 @@ image: programs ## bake the demo image for the lab
 	$(FARHOLD) lock $(PROFILE) --arch x86_64 --board vm --out $(IMAGE).lock $(ARTEFACTS)
 	$(FARHOLD) build $(PROFILE) --arch x86_64 --board vm --lock $(IMAGE).lock --keys $(BUILD)/keys --out $(IMAGE) $(ARTEFACTS)
 
+# A pair's image for the lab. With FARHOLD_K3S=/path it has the real k3s, which brings its images along; without, the stand-in
+# of the agent's tests, and then the pack is taken without those images.
+PAIR := $(BUILD)/two-node-k3s
+STAND_IN := $(TARGET)/release/examples/k3s-stand-in
+PAIR_PROFILE := $(if $(FARHOLD_K3S),recipes/profiles/two-node-k3s.yaml,$(BUILD)/pair/two-node-k3s.yaml)
+pair-image: programs ## bake the image of a pair of nodes, for `farhold lab up build/two-node-k3s --nodes 2 --wait`
+	@$(MAKE) --no-print-directory $(BUILD)/keys
+	$(if $(FARHOLD_K3S),,$(CARGO) build --release -p agent --example k3s-stand-in)
+	rm -rf $(BUILD)/pair; mkdir -p $(BUILD)/pair/packs/k3s; cp recipes/profiles/two-node-k3s.yaml $(BUILD)/pair/
+	version=$$(sed -n '/pack: k3s/{n;s/.*version: //p}' recipes/profiles/two-node-k3s.yaml); \
+	  cp -r "recipes/packs/k3s/$$version" $(BUILD)/pair/packs/k3s/ && \
+	  sed -i '/Digests as nixpkgs/d; /- name: k3s-images/,/^units:/{/^units:/!d}' "$(BUILD)/pair/packs/k3s/$$version/pack.yaml"
+	$(FARHOLD) lock $(PAIR_PROFILE) --arch x86_64 --board vm --out $(PAIR).lock $(ARTEFACTS) --artefact k3s=$(or $(FARHOLD_K3S),$(STAND_IN))
+	$(FARHOLD) build $(PAIR_PROFILE) --arch x86_64 --board vm --lock $(PAIR).lock --keys $(BUILD)/keys --out $(PAIR) $(ARTEFACTS) --artefact k3s=$(or $(FARHOLD_K3S),$(STAND_IN))
+
 demo: image ## bake an image, boot it under UEFI, show the device's state, update it over a slow link
 	$(FARHOLD) lab up $(IMAGE) --dir $(BUILD)/lab --wait
 	$(FARHOLD) lab status --dir $(BUILD)/lab
@@ -79,7 +94,7 @@ demo: image ## bake an image, boot it under UEFI, show the device's state, updat
 	$(VM_ENV) $(CARGO) run --release -p qemu-tests --example updates
 
 # What the VM tests look at; they take the processor from the image.
-VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE) FARHOLD=$(CURDIR)/$(FARHOLD) FARHOLD_AGENT=$(CURDIR)/$(AGENT) FARHOLD_INIT=$(CURDIR)/$(INIT)
+VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE) FARHOLD_TEST_PAIR_DIR=$(CURDIR)/$(PAIR) FARHOLD=$(CURDIR)/$(FARHOLD) FARHOLD_AGENT=$(CURDIR)/$(AGENT) FARHOLD_INIT=$(CURDIR)/$(INIT)
 OTHER_VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE)-$(OTHER) FARHOLD=$(CURDIR)/$(FARHOLD) \
   FARHOLD_AGENT=$(CURDIR)/$(TARGET)/$(OTHER)/farhold-agent FARHOLD_INIT=$(CURDIR)/$(TARGET)/$(OTHER)/farhold-init
 # What is tried on the other processor too: boots, verity, both slots, updates with trial and rollback.
@@ -99,7 +114,7 @@ old-image: ## bake the image of the first state that has updates, with its own p
 	mkdir -p $(OLD) && git archive $(FIRST_UPDATES) | tar -x -C $(OLD)
 	$(MAKE) --no-print-directory -C $(OLD) image
 
-test-all: test old-image ## and the ones that take longer
+test-all: test old-image pair-image ## and the ones that take longer
 	$(CARGO) test --release -p image-builder -- --ignored
 	$(CARGO) test --release -p agent --lib -- --ignored --nocapture
 	$(CARGO) test --release -p agent --bin farhold-agent -- --ignored --nocapture a_thousand_devices

@@ -40,6 +40,14 @@ impl Vm {
         Qmp::connect(self.folder())?.execute("cont", json!({})).map(drop)
     }
 
+    /// Pulls the plug of one of the machine's networks, or puts it back; the network cards see it.
+    ///
+    /// # Errors
+    /// If QEMU does not run, or the machine has no such network.
+    pub fn link(&self, network: &str, up: bool) -> Result<()> {
+        Qmp::connect(self.folder())?.execute("set_link", json!({ "name": network, "up": up })).map(drop)
+    }
+
     /// The reset button: no shutdown, memory lost, disk caches kept.
     ///
     /// # Errors

@@ -16,6 +16,7 @@
 //! - [`attach`]: a terminal joined to a console
 //! - [`link`]: a bad link in user space, between TAP devices, sockets or pseudo-terminals
 //! - [`site`]: one or more machines that outlive the command that started them
+//! - [`pair`]: two machines of a site made a pair, with a witness on the host
 //! - [`programs`], [`workshop`], [`server`]: the programs under test, releases made with them, releases served
 //! - [`testing`]: what every test needs first
 //! - [`scenario`]: a device that is updated, for a test and for `make demo`
@@ -32,6 +33,7 @@ pub mod firmware_vars;
 pub mod installation;
 pub mod link;
 pub mod machine;
+pub mod pair;
 pub mod power_cut;
 pub mod process;
 pub mod programs;

@@ -17,6 +17,11 @@ pub const AGENT_SOCKET: &str = "agent.sock";
 /// This machine's copy of the firmware variables.
 pub const VARS: &str = "vars.fd";
 
+/// QEMU's name for the network between the machines of a site.
+pub const LAN: &str = "lan";
+/// QEMU's name for the network to the host, over which SSH and the witness are reached.
+pub const UPLINK: &str = "uplink";
+
 /// A machine. What is not here is the same for all machines of an architecture.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -51,8 +56,19 @@ pub struct Machine {
 pub struct Lan {
     /// UDP port of the multicast group on the loopback interface.
     pub port: u16,
-    /// Index of this node.
+    /// Index of this node, from 1.
     pub node: u8,
+    /// The one other node of a site of two: a cable between both, of sockets beside the machines' folders. Else a multicast
+    /// group.
+    #[serde(default)]
+    pub peer: Option<u8>,
+}
+
+impl Lan {
+    /// The address of the network card.
+    pub fn mac(&self) -> String {
+        format!("52:54:00:fa:00:{:02x}", self.node)
+    }
 }
 
 /// One disk.
@@ -178,13 +194,23 @@ impl Machine {
         socket(&mut add, "qmp", qmp::SOCKET, None);
         add("-mon", "chardev=qmp,mode=control".into());
         if let Some(port) = self.ssh_port {
-            add("-nic", format!("user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{port}-:22"));
+            add("-nic", format!("user,id={UPLINK},model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{port}-:22"));
         } else {
             add("-nic", "none".into());
         }
-        if let Some(Lan { port, node }) = self.lan {
-            add("-netdev", format!("socket,id=lan,mcast=230.0.0.1:{port},localaddr=127.0.0.1"));
-            add("-device", format!("virtio-net-pci,netdev=lan,mac=52:54:00:fa:00:{node:02x}"));
+        if let Some(lan) = self.lan {
+            let Lan { port, node, peer } = lan;
+            let end = |node: u8| format!("../lan{node}.sock");
+            let net = match peer {
+                Some(peer) => format!(
+                    "dgram,id={LAN},local.type=unix,local.path={},remote.type=unix,remote.path={}",
+                    end(node),
+                    end(peer)
+                ),
+                None => format!("socket,id={LAN},mcast=230.0.0.1:{port},localaddr=127.0.0.1"),
+            };
+            add("-netdev", net);
+            add("-device", format!("virtio-net-pci,netdev={LAN},mac={}", lan.mac()));
         }
         if let Some(serial) = &self.serial {
             add("-smbios", format!("type=1,serial={}", serial.replace(',', ",,")));
@@ -304,6 +330,20 @@ mod tests {
         let mut machine = Machine::new("a", Arch::X86_64);
         machine.credentials.push(("x".into(), "a,b".into()));
         assert!(line(&machine).contains("value=io.systemd.credential:x=a,,b"));
+    }
+
+    #[test]
+    fn two_nodes_have_a_cable_and_more_have_a_group() {
+        let mut machine = Machine::new("a", Arch::X86_64);
+        machine.lan = Some(Lan { port: 7, node: 1, peer: Some(2) });
+        let cable = line(&machine);
+        assert!(
+            cable.contains("local.path=../lan1.sock,remote.type=unix,remote.path=../lan2.sock"),
+            "{cable}"
+        );
+        assert!(cable.contains("netdev=lan,mac=52:54:00:fa:00:01"), "{cable}");
+        machine.lan = Some(Lan { port: 7, node: 3, peer: None });
+        assert!(line(&machine).contains("mcast=230.0.0.1:7"));
     }
 
     #[test]

@@ -13,6 +13,9 @@ const BOARD: &str = "vm";
 /// Variable with the folder that `farhold build --out` wrote; keys and lock stand beside it.
 pub const IMAGE_VARIABLE: &str = "FARHOLD_TEST_IMAGE_DIR";
 
+/// Variable with the folder of a pair's image.
+const PAIR_VARIABLE: &str = "FARHOLD_TEST_PAIR_DIR";
+
 /// The folder with the build under test.
 ///
 /// # Errors
@@ -24,6 +27,21 @@ pub fn build_folder() -> Result<PathBuf> {
     let folder = PathBuf::from(folder);
     if !folder.join("disk.img").is_file() {
         bail!("{IMAGE_VARIABLE} is {}, but it has no disk.img", folder.display());
+    }
+    Ok(folder)
+}
+
+/// The folder with the image of a pair, made from the profile `two-node-k3s`.
+///
+/// # Errors
+/// If none is named, or it has no image.
+pub fn pair_image() -> Result<PathBuf> {
+    let folder = std::env::var_os(PAIR_VARIABLE).with_context(|| {
+        format!("no image of a pair: `make pair-image` bakes one; {PAIR_VARIABLE} names its folder")
+    })?;
+    let folder = PathBuf::from(folder);
+    if !folder.join("disk.img").is_file() {
+        bail!("{PAIR_VARIABLE} is {}, but it has no disk.img", folder.display());
     }
     Ok(folder)
 }

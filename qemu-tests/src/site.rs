@@ -86,7 +86,8 @@ impl Site {
             let mut machine = Machine::new(name, wanted.arch);
             machine.memory_mib = wanted.memory_mib;
             machine.ssh_port = Some(free_port()?);
-            machine.lan = lan.map(|port| Lan { port, node });
+            let peer = (self.nodes.len() == 2).then_some(3 - node.min(2));
+            machine.lan = lan.map(|port| Lan { port, node, peer });
             let vm =
                 Vm::create(&self.folder.join(name), &machine, &[wanted.image.as_path()], wanted.disk_bytes)?;
             vm.make_key()?;
@@ -163,6 +164,11 @@ impl Site {
                 }
                 std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
             }
+        }
+        crate::pair::end_witness(&self.folder)?;
+        for node in 1..=2 {
+            // Ends of the cable, if there was one.
+            drop(std::fs::remove_file(self.folder.join(format!("lan{node}.sock"))));
         }
         std::fs::remove_file(self.folder.join(DESCRIPTION)).context("remove the site's description")?;
         // The folder itself may be the user's; it goes only if nothing else is in it.

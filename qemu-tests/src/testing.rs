@@ -3,7 +3,7 @@
 use crate::disk::DiskImage;
 use crate::machine::Machine;
 use crate::programs::{Programs, run};
-pub use crate::programs::{build_folder, source_folder};
+pub use crate::programs::{build_folder, pair_image, source_folder};
 use crate::ssh::free_port;
 use crate::status::settled;
 use crate::vm::{BOOT_PATIENCE, Lifetime, Vm};

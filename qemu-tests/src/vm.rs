@@ -332,6 +332,6 @@ pub(crate) fn save(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 /// Takes the exit status of a child when it comes, so that it does not stay as a zombie.
-fn reap(mut child: Child) {
+pub(crate) fn reap(mut child: Child) {
     std::thread::spawn(move || drop(child.wait()));
 }

@@ -7,6 +7,7 @@ mod up;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use qemu_tests::machine::{LAN, UPLINK};
 use qemu_tests::site::{self, Site};
 use qemu_tests::vm::{BOOT_PATIENCE, Vm};
 use std::os::unix::process::CommandExt;
@@ -32,6 +33,8 @@ enum Action {
     Ssh(SshCmd),
     /// Cuts a node's power.
     Cut(NodeCmd),
+    /// Pulls or plugs a node's network.
+    Fault(FaultCmd),
     /// Powers on a node, or all that are off.
     Start(StartCmd),
     /// Joins two ends by a bad link: slow, late, lossy, down most of the time.
@@ -63,6 +66,39 @@ struct NodeCmd {
     site: SiteArgs,
     /// Node [default: the first].
     node: Option<String>,
+}
+
+#[derive(Args)]
+struct FaultCmd {
+    #[command(flatten)]
+    site: SiteArgs,
+    /// Node.
+    node: String,
+    /// What happens.
+    fault: Fault,
+    /// Which network.
+    #[arg(long, value_enum, default_value = "lan")]
+    network: Network,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Fault {
+    /// The network's plug is pulled.
+    Pull,
+    /// It is put back.
+    Plug,
+    /// The power is cut.
+    Cut,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Network {
+    /// Between the nodes of the site.
+    Lan,
+    /// To this machine: SSH, and the witness.
+    Uplink,
+    /// Both.
+    All,
 }
 
 #[derive(Args)]
@@ -115,6 +151,7 @@ impl LabCmd {
                 node.vm()?.cut()?;
                 Ok(ExitCode::SUCCESS)
             }
+            Action::Fault(fault) => fault.run(),
             Action::Start(start) => start.run(),
             Action::Link(link) => link.run(),
             Action::Down(site) => {
@@ -133,6 +170,24 @@ fn console(node: &NodeCmd) -> Result<ExitCode> {
         qemu_tests::attach::End::Machine => eprintln!("the machine was switched off"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl FaultCmd {
+    fn run(&self) -> Result<ExitCode> {
+        let vm = self.site.open()?.vm(Some(&self.node))?;
+        let up = match self.fault {
+            Fault::Cut => return vm.cut().map(|()| ExitCode::SUCCESS),
+            Fault::Pull => false,
+            Fault::Plug => true,
+        };
+        let networks: &[&str] = match self.network {
+            Network::Lan => &[LAN],
+            Network::Uplink => &[UPLINK],
+            Network::All => &[LAN, UPLINK],
+        };
+        networks.iter().try_for_each(|network| vm.link(network, up))?;
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 impl SshCmd {

@@ -83,6 +83,9 @@ fn words(node: &Node) -> String {
     if let Some(state) = &status.state {
         out.push_str(&format!("  state      {}\n", state_words(state)));
     }
+    if let Some(ha) = &status.ha {
+        out.push_str(&format!("  pair       {}\n", ha.text));
+    }
     for finding in &status.findings {
         let severity = match finding.severity {
             Severity::Error => "error",

@@ -5,13 +5,17 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use formats::arch::Arch;
 use qemu_tests::disk::DiskImage;
+use qemu_tests::pair;
 use qemu_tests::site::{Site, Wanted};
 use qemu_tests::vm::BOOT_PATIENCE;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 /// Programs that a build takes as artefacts and that are built beside this one.
 const BESIDE: [&str; 2] = ["farhold-agent", "farhold-init"];
+/// From two nodes that are up to a pair in sync, emulated.
+const PAIR_PATIENCE: Duration = Duration::from_secs(400);
 
 #[derive(Args)]
 pub struct UpCmd {
@@ -35,7 +39,7 @@ pub struct UpCmd {
     /// Size of each node's disk, as 8G or 900M.
     #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = size)]
     disk_size: u64,
-    /// Wait until the system has settled, and print what took how long.
+    /// Wait until the system has settled, and print what took how long; two nodes of an image for pairs are then made one.
     #[arg(long)]
     wait: bool,
     /// Value for a variable of the profile.
@@ -75,8 +79,21 @@ impl UpCmd {
         }
         if self.wait {
             show::follow(&site, site.nodes(), BOOT_PATIENCE)?;
+            self.pair(&site)?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Two nodes of an image for pairs become one.
+    fn pair(&self, site: &Site) -> Result<()> {
+        if self.nodes != 2 || !pair::is_possible(&site.vm(None)?)? {
+            return Ok(());
+        }
+        let agent = std::env::current_exe().context("find this program")?.with_file_name("farhold-agent");
+        if !agent.is_file() {
+            bail!("{} is missing: the witness of the pair is that program", agent.display());
+        }
+        pair::enrol(site, &agent, PAIR_PATIENCE, |step| eprintln!("pair: {step}"))
     }
 
     fn image(&self, folder: &Path) -> Result<PathBuf> {
