@@ -33,7 +33,14 @@ fn memory_bytes() -> Option<u64> {
     let kib = |folder: &Path| -> Option<u64> {
         let same = std::fs::read_link(folder.join("exe")).is_ok_and(|exe| exe == own);
         let rollup = std::fs::read_to_string(folder.join("smaps_rollup")).ok().filter(|_| same)?;
-        rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix("kB")?.trim().parse().ok()
+        rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("Pss:"))?
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse()
+            .ok()
     };
     let folders = std::fs::read_dir("/proc").ok()?;
     Some(folders.filter_map(|entry| kib(&entry.ok()?.path())).sum::<u64>() << 10)
