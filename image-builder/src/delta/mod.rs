@@ -1,7 +1,7 @@
 //! Making and applying deltas between two images or files. Data flows downwards:
 //!
 //! ```text
-//! source ─▶ plan (matching, unpack) ─▶ values ─▶ choose (align, label, golang, pack) ─▶ emit ─▶ make ─▶ container
+//! source ─▶ plan (matching, unpack, uki) ─▶ values ─▶ choose (align, label, golang, pack) ─▶ emit ─▶ make ─▶ container
 //!                                    formats::delta: models, decoder ─────────▶ apply
 //! ```
 //!
@@ -18,6 +18,7 @@ mod pack;
 mod parallel;
 mod plan;
 pub mod source;
+mod uki;
 mod unpack;
 mod values;
 

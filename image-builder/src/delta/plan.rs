@@ -1,10 +1,11 @@
 //! Cuts a new image into pieces: bytes that the old image has, and jobs for those that changed.
 //!
-//! Knows where files lie in EROFS images; any other file is one job. Does not encode anything.
+//! Knows where files lie in EROFS images; kernel images are cut up in `uki`; any other file is one job. Does not encode anything.
 
 use super::matching::{Matcher, extents};
 use super::parallel;
 use super::source::Image;
+use super::uki;
 use super::unpack::{Packed, Unpacker};
 use anyhow::{Context, Result};
 use formats::delta::ReadAt;
@@ -91,10 +92,13 @@ pub fn plan(old: &Image, new: &Image, group: u64, threads: usize) -> Result<Plan
         return plan_trees((old, old_tree), (new, new_tree), unpacker, threads);
     }
     let (at, from) = (whole(new.size()), whole(old.size()));
-    let job = Job { new: vec![at], whole: vec![at], old: vec![from], metadata: false };
-    let pieces = if at.len == 0 { Vec::new() } else { vec![Piece { at, origin: Origin::Job(0) }] };
+    let (pieces, jobs) = uki::plan(old, new)?.unwrap_or_else(|| {
+        let job = Job { new: vec![at], whole: vec![at], old: vec![from], metadata: false };
+        let piece = Piece { at, origin: Origin::Job(0) };
+        (if at.len == 0 { Vec::new() } else { vec![piece] }, vec![job])
+    });
     let (new, packed) = Unpacker::new(new.size(), group)?.behind(new)?;
-    Ok(Plan { pieces, jobs: vec![job], moves: Vec::new(), erofs: false, packed, new })
+    Ok(Plan { pieces, jobs, moves: Vec::new(), erofs: false, packed, new })
 }
 
 /// Files with data blocks in the order of the image; the first of those that share blocks, and none that overlap.

@@ -235,8 +235,8 @@ proptest! {
     }
 }
 
-/// A cpio archive (`newc`) of these files, packed by this machine's gzip.
-fn archive(files: &[Content]) -> Vec<u8> {
+/// A cpio archive (`newc`) of these files.
+fn cpio(files: &[Content]) -> Vec<u8> {
     let mut text = Vec::new();
     let end = ("TRAILER!!!".to_owned(), Vec::new());
     for (number, (name, bytes)) in files.iter().chain([&end]).enumerate() {
@@ -249,6 +249,12 @@ fn archive(files: &[Content]) -> Vec<u8> {
         text.extend(bytes);
         text.resize(text.len().next_multiple_of(4), 0);
     }
+    text
+}
+
+/// The same, packed by this machine's gzip.
+fn archive(files: &[Content]) -> Vec<u8> {
+    let text = cpio(files);
     let mut input = tempfile::tempfile().unwrap();
     input.write_all(&text).unwrap();
     std::io::Seek::rewind(&mut input).unwrap();
@@ -333,6 +339,39 @@ fn large_program(len: usize, moved: u32) -> Vec<u8> {
         bytes[at + 5] = (state >> 3) as u8;
     }
     bytes
+}
+
+/// A kernel image with a program in its initrd.
+fn kernel_image(program: &[u8], cmdline: &str) -> Vec<u8> {
+    let files = [("early".to_owned(), noise(5, 30_000)), ("init".to_owned(), program.to_vec())];
+    let sample = crate::image::pe::tests::sample(b"sbat,1,x\n");
+    crate::image::uki::assemble(&crate::image::uki::Parts {
+        stub: &sample,
+        linux: &sample,
+        initrd: &cpio(&files),
+        cmdline,
+        os_release: "ID=debian\n",
+        uname: "6.12.1",
+        dtb: None,
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_program_in_a_kernel_images_initrd_costs_what_it_costs_alone() {
+    let (before, after) = (large_program(1 << 20, 0), large_program(1 << 20, 40_000));
+    let (old, new) = (kernel_image(&before, "roothash=1"), kernel_image(&after, "roothash=2"));
+    let bytes = delta(&old, &new, 2);
+    let alone = delta(&before, &after, 1).len();
+    assert!(bytes.len() < alone + 300, "{} bytes, the program {alone}", bytes.len());
+    let (_, index) = formats::delta::container::open(&bytes).unwrap();
+    assert_eq!(index.objects(), 1, "the program is projected");
+    assert!(apply(&old, &bytes).unwrap() == new);
+    // Without a program that changed it is a file like others.
+    let new = kernel_image(&before, "roothash=2");
+    let bytes = delta(&old, &new, 2);
+    assert!(bytes.len() < 400, "{} bytes", bytes.len());
+    assert!(apply(&old, &bytes).unwrap() == new);
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn inflate(bytes: &[u8], most: u64) -> Option<Vec<u8>> {
 }
 
 /// Members of a cpio archive (format `newc`) that have bytes.
-fn members(text: &[u8]) -> Vec<(String, Extent)> {
+pub fn members(text: &[u8]) -> Vec<(String, Extent)> {
     let (mut found, mut at) = (Vec::new(), 0usize);
     loop {
         at += text.get(at..).unwrap_or_default().iter().take_while(|byte| **byte == 0).count();
