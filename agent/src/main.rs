@@ -5,6 +5,7 @@
 //! loop. `io` holds one outside thing per file. Pure: `step`, `findings`,
 //! `render`, `early/decide`, `early/allow`.
 
+mod away;
 mod cli;
 mod early;
 mod fetch_file;
@@ -19,6 +20,7 @@ mod pair_text;
 mod pair_view;
 mod render;
 mod reports;
+mod restart;
 mod run;
 mod serve;
 mod step;

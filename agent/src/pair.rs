@@ -2,7 +2,7 @@
 //!
 //! It does not know how anything is done; that is `agent::ha::act`.
 
-use crate::pair_text;
+use crate::{away, pair_text};
 use agent::ha::act::{self, Ask, Config, Folders, Number, Party};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -45,6 +45,12 @@ enum HaCommand {
     Switchover,
     /// Let the other node go on alone, so that this one can go down
     Leave,
+    /// Let this node's pods leave and the other node go on alone, so that this one can go down; updates do it by themselves
+    StepDown {
+        /// What runs here has failed: do not put it off because a disruption budget holds pods or the other node is away
+        #[arg(long)]
+        failed: bool,
+    },
     /// Take `leave` back
     Stay,
     /// Make the members what the configuration says: pair, witness, policy
@@ -126,6 +132,7 @@ impl Ha {
             }
             HaCommand::Switchover => Ask::Switchover,
             HaCommand::Leave => Ask::Leave,
+            HaCommand::StepDown { failed } => return step_down(&config, failed),
             HaCommand::Stay => Ask::Stay,
             HaCommand::Apply => Ask::Apply,
             HaCommand::Replace { no_wait } => return replace(&config, no_wait),
@@ -146,6 +153,13 @@ impl Ha {
         let status = act::ask(&config.run, ask)?;
         print(&pair_text::status(&status))
     }
+}
+
+/// Returns when this node may go down.
+fn step_down(config: &Config, failed: bool) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(away::step_down(config, failed, |said| eprintln!("{said}")))?;
+    print("this node may go down now\n")
 }
 
 /// Takes the configured peer in place of the one before, and shows how far its copy is until it is in sync.

@@ -1,13 +1,13 @@
 //! The update engine between the loop and its thread: requests in, effects out, answers back. Decides nothing.
 
 use crate::io::clock::{boot_ms, wall_s};
-use crate::io::tool::Tool;
+use crate::restart::Restart;
 use crate::serve::Request;
 use crate::step;
 use crate::update::carrier::mqtt::Broker;
 use crate::update::engine::Engine;
 use crate::update::observe;
-use crate::update::state::{Intent, Memory, Release};
+use crate::update::state::{Intent, Memory, Phase, Release};
 use crate::update::step::{Answer, Effect, Event, State};
 use crate::update::view::{self, View};
 use anyhow::Result;
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 pub struct Updates {
     state: State,
     engine: Option<Engine>,
+    restart: Restart,
     waiting: Vec<oneshot::Sender<String>>,
 }
 
@@ -83,6 +84,9 @@ impl Updates {
         self.state.told(wall_s(), boot_ms());
         let (state, out) = std::mem::take(&mut self.state).step(event, boot_ms());
         self.state = state;
+        if self.state.memory.phase == Phase::Idle {
+            self.restart.call_off();
+        }
         Outcome {
             memory: out.persist.then(|| Box::new(self.state.memory.clone())),
             must_keep: self.state.facts.as_ref().is_some_and(|facts| facts.durable.is_ok()),
@@ -104,7 +108,10 @@ impl Updates {
     pub fn perform(&mut self, outcome: Outcome) {
         for effect in outcome.effects {
             match (&effect, &self.engine) {
-                (Effect::Restart(why), _) => restart(why),
+                (Effect::Restart(why), _) => {
+                    let failed = matches!(self.state.memory.phase, Phase::Leaving { .. });
+                    self.restart.ask(why, failed);
+                }
                 (_, Some(engine)) => engine.perform(effect),
                 (_, None) => tracing::warn!(?effect, "no Farhold slot runs, so there is nothing to update"),
             }
@@ -162,13 +169,5 @@ impl Updates {
         }
         self.waiting.push(request.answer);
         Asked::Event(event)
-    }
-}
-
-/// Asks systemd, which ends services in order; the update thread goes on until then, and any state is survived.
-fn restart(why: &str) {
-    tracing::warn!(why, "restarting the machine");
-    if let Err(error) = Tool::Systemctl.run(&["--no-block", "reboot"]).and_then(|outcome| outcome.success()) {
-        tracing::error!(error = format!("{error:#}"), "the machine does not restart; restart it by hand");
     }
 }

@@ -273,6 +273,31 @@ fn drains(site: &mut Site) {
         assert!(Instant::now() < until, "the node takes no pods after the reboot");
         std::thread::sleep(Duration::from_millis(200));
     }
+    NODES.into_iter().for_each(|node| site.wait_k3s(node));
+    steps_down(site);
+}
+
+/// What an update does before it restarts the machine, on the standby: its pods leave, and the other node goes on alone.
+fn steps_down(site: &mut Site) {
+    let standby = NODES.into_iter().find(|node| site.status(*node).unwrap()["phase"] == "Following").unwrap();
+    let mut command = site.net.as_user(standby, agent());
+    command.args(["ha", "--config"]).arg(site.home(standby).join("ha.json")).arg("step-down");
+    let done = command.output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.contains("the other node goes on alone"), "{said}");
+    let other = if standby == Node::A { Node::B } else { Node::A };
+    site.wait(other, LONG, |status| status["mode"] == "solo" && status["is_primary"] == true);
+    let mut stay = site.net.as_user(standby, agent());
+    assert!(
+        stay.args(["ha", "--config"])
+            .arg(site.home(standby).join("ha.json"))
+            .arg("stay")
+            .status()
+            .unwrap()
+            .success()
+    );
+    site.wait(standby, LONG, |status| status["phase"] == "Following");
+    assert!(site.k3s(standby, &["undrain"]).status().unwrap().success());
 }
 
 fn signal(pid: i32, what: Signal) {
