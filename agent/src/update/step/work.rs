@@ -109,17 +109,13 @@ impl State {
 
     /// Restarts into the trial; a decision asks for a few restarts at most.
     pub(super) fn restart_into_trial(&mut self, out: &mut Outcome) {
-        let restarted = self.facts.as_ref().is_some_and(|facts| facts.restarted);
         let Phase::Trial { release, trial } = &mut self.memory.phase else { return };
         let release = release.clone();
         if trial.restarts >= policy::RESTARTS_MAX {
             let why = format!("{} restarts did not lead into it", trial.restarts);
             return self.end_failed(&release, How::RolledBack, &why, out);
         }
-        // The agent alone was restarted: the restart that was asked for may have waited for pods to leave.
-        if !restarted {
-            trial.restarts += 1;
-        }
+        trial.restarts += 1;
         self.live.restarting = true;
         out.note("update-trial", format!("restarting into version {} on trial", release.version));
         out.effects.push(Effect::Restart(format!("trial of version {}", release.version)));
