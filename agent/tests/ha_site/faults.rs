@@ -163,7 +163,9 @@ fn a_full_disk_of_the_standby_does_not_stop_writes() {
 }
 
 fn traced(inject: &str) -> Plan {
-    let calls = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"];
+    // Without the filter every call of every process would wait for strace.
+    let calls =
+        ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"];
     let inject = format!("inject=fsync,fdatasync:{inject}");
     let words = calls.into_iter().map(str::to_owned).chain([inject]).collect();
     Plan { wrap: Some((Node::A, words)), ..Plan::default() }
