@@ -89,7 +89,9 @@ fn stands(status: &Value) -> Stands {
 ///
 /// # Errors
 /// If the drain cannot be begun at all.
-pub async fn step_down(config: &Config, urgent: bool, mut tell: impl FnMut(&str)) -> Result<()> {
+pub fn step_down(config: &Config, urgent: bool, mut tell: impl FnMut(&str)) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a loop")?;
     let begun = Instant::now();
     let drain = config.k3s.as_ref().map(|k3s| k3s.drain);
     // Without k3s there are no pods.
@@ -103,11 +105,11 @@ pub async fn step_down(config: &Config, urgent: bool, mut tell: impl FnMut(&str)
             tell(&words(stands, next));
         }
         match next {
-            Next::Wait(time) => tokio::time::sleep(time).await,
+            Next::Wait(time) => std::thread::sleep(time),
             Next::Drain { after } => {
-                tokio::time::sleep(after).await;
+                std::thread::sleep(after);
                 let drain = drain.context("there is nothing to drain")?;
-                drained = match (k3s::leave(config, drain, &mut tell).await, drained) {
+                drained = match (runtime.block_on(k3s::leave(config, drain, &mut tell)), drained) {
                     (Ok(Leaving::Left(_)), _) => Drained::Done,
                     (Ok(Leaving::Held(_)), _) => Drained::Held,
                     (Err(error), before) => {
@@ -117,7 +119,10 @@ pub async fn step_down(config: &Config, urgent: bool, mut tell: impl FnMut(&str)
                     }
                 };
             }
-            Next::Leave => return hand_over(config, &mut tell).await,
+            Next::Leave => {
+                hand_over(config, &mut tell);
+                return Ok(());
+            }
         }
     }
 }
@@ -133,22 +138,21 @@ fn words(stands: Stands, next: Next) -> String {
 }
 
 /// The other node goes on alone. One that cannot is no reason to stay up: the register says who serves, whoever restarts.
-async fn hand_over(config: &Config, tell: &mut impl FnMut(&str)) -> Result<()> {
+fn hand_over(config: &Config, tell: &mut impl FnMut(&str)) {
     if let Err(error) = act::ask(&config.run, Ask::Leave) {
         tell(&format!("the other node was not asked to go on alone: {error:#}"));
-        return Ok(());
+        return;
     }
     let until = Instant::now() + HAND_OVER;
     while Instant::now() < until {
         let status = act::ask(&config.run, Ask::Status).unwrap_or_default();
         if status["mode"] == "solo" && status["is_primary"] == false {
             tell("the other node goes on alone");
-            return Ok(());
+            return;
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        std::thread::sleep(Duration::from_millis(500));
     }
     tell(&format!("the other node did not go on alone within {} s", HAND_OVER.as_secs()));
-    Ok(())
 }
 
 #[cfg(test)]

@@ -157,8 +157,7 @@ impl Ha {
 
 /// Returns when this node may go down.
 fn step_down(config: &Config, failed: bool) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(away::step_down(config, failed, |said| eprintln!("{said}")))?;
+    away::step_down(config, failed, |said| eprintln!("{said}"))?;
     print("this node may go down now\n")
 }
 
