@@ -23,9 +23,12 @@ const SMALL_MAX: u64 = 256 << 10;
 
 #[derive(clap::Args)]
 pub struct Fetch {
-    /// Where from: a folder, http(s)://…, mqtt(s)://… or serial:DEVICE?baud=N
+    /// Where from: a folder, http(s)://…, mqtt(s)://…, serial:DEVICE?baud=N or cast:GROUP:PORT
     #[arg(long)]
     source: String,
+    /// A broadcast that is listened to meanwhile: only what it does not bring is fetched; repeat for each
+    #[arg(long, value_name = "CAST")]
+    listen: Vec<String>,
     /// Name in the repository, as `roots` or `objects/<id>`
     name: String,
     /// Where to put it; what is not complete stays beside it in FILE.part
@@ -130,7 +133,9 @@ impl Fetch {
             retained: vec![self.name.clone()],
             seed: u64::from_le_bytes(drawn),
         };
-        Ok(Carriers::new(identity, |_| {}))
+        let mut carriers = Carriers::new(identity, |_| {});
+        carriers.tune(&self.listen);
+        Ok(carriers)
     }
 
     fn small(&self) -> Result<(u64, u64, u32)> {

@@ -37,7 +37,8 @@ pub struct DeviceProfile {
 /// Where new releases come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateSettings {
-    /// A folder on the device, or an address that begins with `http://`, `https://`, `mqtt://`, `mqtts://` or `serial:`.
+    /// A folder on the device, or an address that begins with `http://`, `https://`, `mqtt://`, `mqtts://`, `serial:` or
+    /// `cast:`.
     pub source: String,
     /// How often it is asked, seconds.
     pub poll_s: u32,

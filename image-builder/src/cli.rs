@@ -15,6 +15,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Announce(cmd::announce::AnnounceCmd),
+    Broadcast(cmd::broadcast::BroadcastCmd),
     Check(cmd::check::CheckCmd),
     Schema(cmd::schema::SchemaCmd),
     Lock(cmd::lock::LockCmd),
@@ -42,6 +43,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Announce(announce) => announce.run(),
+        Command::Broadcast(broadcast) => broadcast.run(),
         Command::Check(check) => check.run(),
         Command::Schema(schema) => schema.run(),
         Command::Lock(lock) => lock.run(),

@@ -1,6 +1,7 @@
 //! Subcommands, one file each: a struct of options with `run`.
 
 pub mod announce;
+pub mod broadcast;
 pub mod build;
 pub mod cache;
 pub mod check;

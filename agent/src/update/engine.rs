@@ -53,6 +53,8 @@ pub struct Surroundings {
     pub seed: u64,
     /// Where announcements come by themselves.
     pub source: Option<String>,
+    /// All sources.
+    pub sources: Vec<String>,
     /// Declared checks.
     pub checks: Vec<HealthCheck>,
 }
@@ -247,6 +249,7 @@ impl Worker {
 
     /// Opens the session over which announcements come by themselves and reports go.
     fn begin(&self, opened: &OnceLock<Arc<Broker>>) {
+        self.carriers().tune(&self.surroundings.sources);
         let source =
             self.surroundings.source.as_ref().filter(|source| formats::mqtt::Address::is_meant(source));
         match source.map(|source| self.carriers().broker(source)) {

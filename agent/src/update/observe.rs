@@ -122,6 +122,7 @@ pub fn surroundings(boot: &BootFacts, facts: &Facts) -> Option<Surroundings> {
     let observed = boot.observed.as_ref()?;
     let partitions = boot.boot.as_ref()?.partitions.clone();
     let carriers = facts.carriers.iter().map(|carrier| &carrier.source);
+    let sources: Vec<&String> = [&facts.source].into_iter().flatten().chain(carriers).collect();
     let broker = |source: &&String| formats::mqtt::Address::is_meant(source);
     Some(Surroundings {
         machine: Machine { partitions, other: observed.slot.other(), written: Default::default() },
@@ -131,7 +132,8 @@ pub fn surroundings(boot: &BootFacts, facts: &Facts) -> Option<Surroundings> {
         channel: facts.channel,
         id: facts.id.clone(),
         seed: facts.seed,
-        source: [&facts.source].into_iter().flatten().chain(carriers).find(|source| broker(source)).cloned(),
+        source: sources.iter().copied().find(broker).cloned(),
+        sources: sources.into_iter().cloned().collect(),
         checks: facts.checks.clone(),
     })
 }

@@ -1,13 +1,12 @@
 //! `farhold publish`: puts a release into a repository, with deltas from earlier releases.
 
 use crate::progress::Progress;
-use crate::release::keys::{KeyFolder, PrivateKey};
+use crate::release::keys::{KeyFolder, catalogue_key};
 use crate::release::publish::{Publish, Published, publish};
 use crate::release::repository::Repository;
 use anyhow::{Context, Result, anyhow};
-use formats::keys::Role;
 use formats::object::BlockSize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Puts a release into a repository that any web server, stick or block server can carry, with deltas from earlier
@@ -91,23 +90,6 @@ impl PublishCmd {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// The catalogue key from its file or from a key folder.
-fn catalogue_key(path: &Path) -> Result<PrivateKey> {
-    if !path.is_dir() {
-        return PrivateKey::read(path);
-    }
-    let folder = KeyFolder::open(path)?;
-    let role = Role::new(1, vec![folder.root().catalogue])?;
-    let signer = folder.signers(&role)?.into_iter().next();
-    signer.map(|signer| signer.key).ok_or_else(|| {
-        anyhow!(
-            "{} does not hold the private catalogue key of root version {}: publish where it is, or without --key",
-            path.display(),
-            folder.root().version
-        )
-    })
 }
 
 fn print(published: &Published) {

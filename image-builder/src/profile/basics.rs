@@ -166,12 +166,12 @@ fn source(source: &str, place: &str) -> Option<Finding> {
         let next = "as mqtts://USER@HOST/PREFIX?ca=FILE&password-file=FILE";
         return Some(Finding::error(place, why, next));
     }
-    let known = ["http://", "https://", "mqtt://", "mqtts://", "serial:/dev/", "/"];
+    let known = ["http://", "https://", "mqtt://", "mqtts://", "serial:/dev/", "cast:", "/"];
     (!known.iter().any(|start| source.starts_with(start)) || source.contains(char::is_whitespace)).then(|| {
         Finding::error(
             place,
             format!("`{source}` is no source of updates"),
-            "name an address that begins with http://, https://, mqtt://, mqtts:// or serial:/dev/, or a folder on the device",
+            "name an address that begins with http://, https://, mqtt://, mqtts://, serial:/dev/ or cast:, or a folder on the device",
         )
     })
 }

@@ -110,6 +110,26 @@ impl PrivateKey {
     }
 }
 
+/// The catalogue key from its file or from a key folder.
+///
+/// # Errors
+/// If it is not there, or cannot be read.
+pub fn catalogue_key(path: &Path) -> Result<PrivateKey> {
+    if !path.is_dir() {
+        return PrivateKey::read(path);
+    }
+    let folder = KeyFolder::open(path)?;
+    let role = Role::new(1, vec![folder.root().catalogue])?;
+    let signer = folder.signers(&role)?.into_iter().next();
+    signer.map(|signer| signer.key).ok_or_else(|| {
+        anyhow!(
+            "{} does not hold the private catalogue key of root version {}: do this where it is",
+            path.display(),
+            folder.root().version
+        )
+    })
+}
+
 /// Reads a public key file as [`PrivateKey::write_new`] writes it.
 ///
 /// # Errors

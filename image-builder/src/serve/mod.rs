@@ -7,9 +7,11 @@
 //! - [`queue`]: requests over a broker ─▶ whose piece is sent next (pure)
 //! - [`broker`]: announcements, pieces and reports over MQTT
 //! - [`serial`]: the same files in chunks over a serial line
+//! - [`air`]: what is broadcast, in which order (`farhold broadcast`)
 //!
 //! Only names of `formats::repository` are served, so nothing else that lies in the folder gets out.
 
+pub mod air;
 pub mod answer;
 pub mod broker;
 pub mod http;

@@ -1,10 +1,11 @@
 //! Carriers: where bytes of a release come from. A source is a folder, the address of one on a web server, a broker,
-//! or a serial line.
+//! a serial line, or a broadcast.
 //!
 //! A carrier trusts nothing and decides nothing: it hands on bytes within limits, says what they cost, and in which of
 //! three ways it failed. What the bytes are worth is checked by who asked. All carriers feed the same staging area, so
 //! that what came over one is never asked for on another.
 
+mod cast;
 mod folder;
 mod http;
 mod linked;
@@ -174,23 +175,56 @@ pub struct Carriers {
     identity: mqtt::Identity,
     heard: Arc<dyn Fn(&str) + Send + Sync>,
     brokers: BTreeMap<String, Arc<mqtt::Broker>>,
+    receivers: BTreeMap<String, Arc<cast::Receiver>>,
 }
 
 impl Carriers {
     /// Nothing is open yet. `heard` is told of a source that announces something by itself; it is called by other threads.
     pub fn new(identity: mqtt::Identity, heard: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self { identity, heard: Arc::new(heard), brokers: BTreeMap::new() }
+        Self { identity, heard: Arc::new(heard), brokers: BTreeMap::new(), receivers: BTreeMap::new() }
     }
 
-    /// Opens a source: `http://…`, `https://…`, `mqtt://…`, `mqtts://…`, `serial:…`, or a folder.
+    /// Opens a source: `http://…`, `https://…`, `mqtt://…`, `mqtts://…`, `serial:…`, `cast:…`, or a folder.
     ///
     /// # Errors
     /// [`Failure`] for an address of another kind.
     pub fn open(&mut self, source: &str) -> Result<Box<dyn Carrier>, Failure> {
-        if formats::mqtt::Address::is_meant(source) {
-            return Ok(Box::new(mqtt::Handle(self.broker(source)?)));
+        if cast::address::Address::is_meant(source) {
+            return Ok(Box::new(cast::Handle(self.listen(source)?)));
         }
-        open(source)
+        let inner: Box<dyn Carrier> = match formats::mqtt::Address::is_meant(source) {
+            true => Box::new(mqtt::Handle(self.broker(source)?)),
+            false => open(source)?,
+        };
+        if self.receivers.is_empty() {
+            return Ok(inner);
+        }
+        let receivers = self.receivers.values().cloned().collect();
+        Ok(Box::new(cast::mend::Mended { inner, receivers }))
+    }
+
+    /// The receiver of a broadcast; it begins to listen if it does not yet.
+    ///
+    /// # Errors
+    /// [`Failure`], if the source is no broadcast or cannot be listened to.
+    pub fn listen(&mut self, source: &str) -> Result<Arc<cast::Receiver>, Failure> {
+        if let Some(receiver) = self.receivers.get(source) {
+            return Ok(receiver.clone());
+        }
+        let (heard, named) = (self.heard.clone(), source.to_owned());
+        let heard = Box::new(move || heard(&named));
+        let receiver = cast::Receiver::start(source, &self.identity.retained, heard)?;
+        self.receivers.insert(source.to_owned(), receiver.clone());
+        Ok(receiver)
+    }
+
+    /// Begins to listen to those of these sources that are broadcasts.
+    pub fn tune<'s>(&mut self, sources: impl IntoIterator<Item = &'s String>) {
+        for source in sources.into_iter().filter(|source| cast::address::Address::is_meant(source)) {
+            if let Err(failure) = self.listen(source) {
+                tracing::warn!(why = failure.why, source, "a broadcast is not listened to");
+            }
+        }
     }
 
     /// The session with a broker; it is begun if there is none.
@@ -211,6 +245,7 @@ impl Carriers {
 impl Drop for Carriers {
     fn drop(&mut self) {
         self.brokers.values().for_each(|broker| broker.close());
+        self.receivers.values().for_each(|receiver| receiver.close());
     }
 }
 
@@ -233,7 +268,7 @@ fn open(source: &str) -> Result<Box<dyn Carrier>, Failure> {
     }
     if source.contains("://") {
         let why = format!(
-            "{source} is not a source: it must be a folder, or begin with http://, https://, mqtt://, mqtts:// or serial:"
+            "{source} is not a source: it must be a folder, or begin with http://, https://, mqtt://, mqtts://, serial: or cast:"
         );
         return Err(Failure::new(Fault::Absent, why));
     }

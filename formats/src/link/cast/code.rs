@@ -1,5 +1,7 @@
 //! Erasure codes. The default is Reed-Solomon over 16-bit words (Leopard), free of patents and ideal: any K symbols do.
 
+use reed_solomon_simd::ReedSolomonDecoder;
+
 /// A code: from source symbols to as many repair symbols, and back from any K of all.
 pub trait Code {
     /// Its number in a head.
@@ -9,11 +11,27 @@ pub trait Code {
     /// # Errors
     /// In words, if the code cannot do blocks of this size.
     fn repair(&self, source: &[u8], symbol: usize) -> Result<Vec<u8>, String>;
-    /// The source symbols of a block of `sources`, from symbols with their places (repair symbols from `sources` on).
+    /// Makes the source symbols of a block that it does not have, of `sources` of those that it has.
     ///
     /// # Errors
-    /// In words, if there are too few.
-    fn restore(&self, sources: usize, symbol: usize, have: &[(u32, &[u8])]) -> Result<Vec<u8>, String>;
+    /// In words, if there are too few; the block's own.
+    fn restore(&self, sources: usize, symbol: usize, block: &mut dyn Symbols) -> Result<(), String>;
+}
+
+/// A block's symbols by their places: repair symbols from the number of sources on.
+pub trait Symbols {
+    /// Places of those that are here.
+    fn have(&self) -> Vec<u32>;
+    /// Reads one of them.
+    ///
+    /// # Errors
+    /// In words.
+    fn get(&mut self, place: u32, into: &mut [u8]) -> Result<(), String>;
+    /// Takes one that was made.
+    ///
+    /// # Errors
+    /// In words.
+    fn put(&mut self, place: u32, bytes: &[u8]) -> Result<(), String>;
 }
 
 /// Reed-Solomon.
@@ -31,20 +49,25 @@ impl Code for ReedSolomon {
         Ok(repaired.map_err(|error| error.to_string())?.concat())
     }
 
-    fn restore(&self, sources: usize, symbol: usize, have: &[(u32, &[u8])]) -> Result<Vec<u8>, String> {
-        let place = |at: u32| usize::try_from(at).unwrap_or(usize::MAX);
-        let (given, repair): (Vec<_>, Vec<_>) = have.iter().partition(|(at, _)| place(*at) < sources);
-        let mut block = vec![0; sources * symbol];
-        let mut put = |at: usize, bytes: &[u8]| block[at * symbol..(at + 1) * symbol].copy_from_slice(bytes);
-        given.iter().for_each(|(at, bytes)| put(place(*at), bytes));
-        if given.len() < sources {
-            let originals = given.iter().map(|(at, bytes)| (place(*at), *bytes));
-            let repair = repair.iter().map(|(at, bytes)| (place(*at) - sources, *bytes));
-            let restored = reed_solomon_simd::decode(sources, sources, originals, repair);
-            for (at, bytes) in restored.map_err(|error| error.to_string())? {
-                put(at, &bytes);
-            }
+    fn restore(&self, sources: usize, symbol: usize, block: &mut dyn Symbols) -> Result<(), String> {
+        let mut decoder =
+            ReedSolomonDecoder::new(sources, sources, symbol).map_err(|error| error.to_string())?;
+        let mut bytes = vec![0; symbol];
+        let have = block.have();
+        for place in &have {
+            block.get(*place, &mut bytes)?;
+            let at = *place as usize;
+            let added = match at.checked_sub(sources) {
+                None => decoder.add_original_shard(at, &bytes),
+                Some(repair) => decoder.add_recovery_shard(repair, &bytes),
+            };
+            added.map_err(|error| error.to_string())?;
         }
-        Ok(block)
+        let restored = decoder.decode().map_err(|error| error.to_string())?;
+        for place in (0..sources as u32).filter(|place| have.binary_search(place).is_err()) {
+            let bytes = restored.restored_original(place as usize).ok_or("the code gave no symbol")?;
+            block.put(place, bytes)?;
+        }
+        Ok(())
     }
 }

@@ -6,15 +6,19 @@
 //! verified against the object's id as ever; the tree only keeps symbols from being wasted.
 //!
 //! - [`code`]: erasure codes, pluggable; [`tree`]: the hashes
-//! - [`packet`]: what goes over the air; [`send`]: in which order; [`catch`]: who takes it in
+//! - [`packet`]: what goes over the air; [`send`]: in which order; [`index`]: what is on the air
+//! - [`catch`]: who takes one object in, into a [`store`]; [`tune`]: who takes in all that is on the air
 
 pub mod catch;
 pub mod code;
+pub mod index;
 pub mod packet;
 pub mod send;
+pub mod store;
 pub mod tree;
+pub mod tune;
 
-/// Most source symbols of a block: 8 MiB of 1 KiB symbols, which bounds what decoding takes.
+/// Most source symbols of a block: 8 MiB of 1 KiB symbols. Decoding takes twice that in memory for a moment.
 pub const BLOCK_SYMBOLS: u32 = 8192;
 /// Most blocks of a cast: 64 MiB of 1 KiB symbols; larger objects are for other carriers.
 pub const BLOCKS_MAX: u32 = 8;

@@ -5,13 +5,18 @@ use super::code::Code;
 use super::packet::{Head, Packet, Tag, tag};
 use super::tree::{self, HASH, PAGE};
 use crate::hex::Digest;
+use crate::keys::SIGNATURE_BYTES;
 use crate::link::name::Name;
-use ed25519_dalek::SigningKey;
 
 /// A page is sent so often in a round: twice before its symbols, with them, and twice after.
 const COPIES: u32 = 5;
 /// Bytes of a file in a packet.
 const PIECE: usize = 1024;
+
+/// Bytes of a symbol for a file of so many: small ones take one symbol.
+pub fn symbol_for(length: usize) -> u16 {
+    length.next_power_of_two().clamp(64, 1024) as u16
+}
 
 /// An object, ready to be sent.
 pub struct Cast {
@@ -21,8 +26,6 @@ pub struct Cast {
     /// Source and repair symbols of each block.
     blocks: Vec<Vec<u8>>,
     levels: Vec<Vec<u8>>,
-    /// Pieces of small files that receivers need too.
-    files: Vec<Packet>,
 }
 
 /// Pieces of a file.
@@ -42,7 +45,7 @@ impl Cast {
         bytes: &[u8],
         symbol: u16,
         code: &dyn Code,
-        key: &SigningKey,
+        sign: &dyn Fn(&[u8]) -> [u8; SIGNATURE_BYTES],
     ) -> Result<Self, String> {
         let length = u32::try_from(bytes.len()).ok();
         let cut = length.and_then(|length| Cut::new(length, symbol));
@@ -61,19 +64,27 @@ impl Cast {
             let repair = code.repair(block, size)?;
             block.extend_from_slice(&repair);
         }
-        let mut cast =
-            Self { head: Vec::new(), tag: [0; 8], cut, blocks, levels: Vec::new(), files: Vec::new() };
+        let mut cast = Self { head: Vec::new(), tag: [0; 8], cut, blocks, levels: Vec::new() };
         cast.levels = tree::grow(&object.0, (0..cut.symbols()).map(|index| cast.symbol(index)));
         let top = cast.levels.last().cloned().unwrap_or_default();
-        cast.head = Head { code: code.number(), object, cut, top }.sign(key);
+        cast.head = Head { code: code.number(), object, cut, top }.sign(sign);
         cast.tag = tag(&cast.head);
         Ok(cast)
     }
 
-    /// Adds small files, of which one piece is sent with each group of symbols.
-    pub fn with_files(mut self, files: Vec<Packet>) -> Self {
-        self.files = files;
-        self
+    /// Its signed head.
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Its head's tag.
+    pub fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// How it is cut.
+    pub fn cut(&self) -> Cut {
+        self.cut
     }
 
     fn symbol(&self, index: u32) -> &[u8] {
@@ -95,7 +106,6 @@ impl Cast {
     /// The packets of a group: what receivers need to know, pages, symbols.
     pub fn group(&self, group: u32) -> Vec<Packet> {
         let mut packets = vec![Packet::Head(self.head.clone())];
-        packets.extend(self.files.get(group as usize % self.files.len().max(1)).cloned());
         let groups = self.groups();
         if self.levels.len() > 1 {
             // Far enough apart that a fade takes one copy of a page, near enough that the last ones have theirs.
