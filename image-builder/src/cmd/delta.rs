@@ -79,7 +79,11 @@ impl DeltaCmd {
 /// Writes a file beside `path` and renames it once `fill` is done.
 fn write_new(path: &Path, fill: impl FnOnce(&mut std::fs::File) -> Result<()>) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)
+    // As other files are: for everybody whom the umask allows.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    let mut file = tempfile::Builder::new()
+        .permissions(mode)
+        .tempfile_in(folder)
         .with_context(|| format!("create a file in {}", folder.display()))?;
     fill(file.as_file_mut())?;
     file.as_file().sync_all().with_context(|| format!("write {}", path.display()))?;
