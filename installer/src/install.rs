@@ -1,6 +1,6 @@
 //! An installation from end to end: stick → site → disk → verification → writing → log.
 
-use crate::choose::{Candidate, Chosen, choose};
+use crate::choose::{Candidate, Chosen, Existing, choose};
 use crate::console::{Console, Meter};
 use crate::dialogue;
 use crate::disk::{BlockDevice, Disk};
@@ -17,7 +17,7 @@ use formats::esp::{self, FatFile, Made, Volume};
 use formats::gpt::{Guid, SECTOR};
 use formats::hex;
 use formats::manifest::Needs;
-use formats::stick::{Plan, RECOVERY};
+use formats::stick::{Plan, RECOVERY, Rules};
 use formats::verity::Tree;
 use std::path::Path;
 
@@ -29,6 +29,20 @@ pub struct Carried {
     pub roots: Vec<u8>,
     /// The partition that was started.
     pub started: Option<Guid>,
+}
+
+/// Which disk is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Meant {
+    /// The one that the site's rules, or whoever stands before the machine, choose.
+    Chosen,
+    /// This one, and what may happen to its data: it was asked for in its own recovery menu.
+    This {
+        /// Device, as `/dev/sda`.
+        device: String,
+        /// What was answered.
+        existing: Existing,
+    },
 }
 
 /// How far an installation came, for the message of a failure.
@@ -59,6 +73,7 @@ pub fn run(
     console: &mut Console,
     carried: &Carried,
     nodes: &[Node],
+    meant: &Meant,
     reached: &mut Reached,
 ) -> Result<WhenDone> {
     let stick = Stick::mount(nodes)?;
@@ -66,7 +81,7 @@ pub fn run(
         console.say("The stick is write-protected: it installs, but no log is left on it.");
     }
     let mut name = "machine".to_owned();
-    let done = with_stick(console, carried, &stick, (reached, &mut name));
+    let done = with_stick(console, carried, (&stick, meant), (reached, &mut name));
     if let Err(error) = &done {
         console.say(&format!("FAILED: {error:#}"));
     }
@@ -82,7 +97,7 @@ pub fn run(
 fn with_stick(
     console: &mut Console,
     carried: &Carried,
-    stick: &Stick,
+    (stick, meant): (&Stick, &Meant),
     (reached, name): (&mut Reached, &mut String),
 ) -> Result<WhenDone> {
     let Carried { plan, started, roots } = carried;
@@ -95,16 +110,20 @@ fn with_stick(
         *name = id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     }
     let release = Release::open(&stick.release(), roots, plan)?;
-    console.say(&format!("Release: {} {} for {}, signatures good", plan.product, plan.version, plan.board));
+    let version = release.manifest.version.clone();
+    console.say(&format!("Release: {} {version} for {}, signatures good", plan.product, plan.board));
     let disks = machine::disks(plan.arch, *started)?;
     let site = match stick.site(&ids)? {
         Some((file, site)) => {
             console.say(&format!("Site: {file}"));
             site
         }
-        None => dialogue::ask(console, &disks)?,
+        None => match meant {
+            Meant::Chosen => dialogue::ask(console, &disks)?,
+            Meant::This { .. } => Site::default(),
+        },
     };
-    let chosen = choose(&disks, &site.rules(&plan.target), site.disk.existing, layout::needs(plan))?;
+    let chosen = target(plan, disks, &site, meant)?;
     let keep = if chosen.keep { "; its data stays" } else { "" };
     console.say(&format!("Disk: {}{keep}", chosen.disk.text()));
     let installer = stick.installer(&esp::boot_loader_paths(plan.arch)[0])?;
@@ -112,10 +131,23 @@ fn with_stick(
     let mut disk = BlockDevice::open(Path::new(&chosen.disk.device), true)?;
     put(console, &mut disk, &prepared, &site, (chosen.keep, reached))?;
     console.say(&format!(
-        "DONE. {} {} is installed on {}. Take the stick out.",
-        plan.product, plan.version, chosen.disk.device
+        "DONE. {} {version} is installed on {}. Take the stick out.",
+        plan.product, chosen.disk.device
     ));
     Ok(site.when_done)
+}
+
+fn target(plan: &Plan, mut disks: Vec<Candidate>, site: &Site, meant: &Meant) -> Result<Chosen> {
+    let (rules, existing) = match meant {
+        Meant::Chosen => (site.rules(&plan.target), site.disk.existing),
+        Meant::This { device, existing } => {
+            disks.retain(|disk| disk.device == *device);
+            // It was started from its bus already.
+            let bus = disks.iter().map(|disk| disk.bus.clone()).collect();
+            (Rules { bus, ..Rules::default() }, *existing)
+        }
+    };
+    Ok(choose(&disks, &rules, existing, layout::needs(plan))?)
 }
 
 fn prepare(
@@ -174,14 +206,16 @@ fn boot_volume(
     (files, installer): (&[BootFile], &[u8]),
     layout: &Layout,
 ) -> Result<Made> {
-    let factory = EntryName::uncounted(&plan.version, &release.roothash.short()).file_name();
+    // Of the stick, not of the plan: the menu of an older installation takes a newer stick.
+    let version = &release.manifest.version;
+    let factory = EntryName::uncounted(version, &release.roothash.short()).file_name();
     let settings = esp::loader_conf(plan.menu_s);
     let mut all: Vec<FatFile<'_>> = vec![("loader/loader.conf".to_owned(), settings.as_bytes())];
     for (path, bytes) in files {
         let path = path.clone().unwrap_or_else(|| format!("{}/{factory}", entry::FOLDER));
         all.push((path, bytes));
     }
-    all.push((format!("{}/{RECOVERY}{}.efi", entry::FOLDER, plan.version), installer));
+    all.push((format!("{}/{RECOVERY}{version}.efi", entry::FOLDER), installer));
     let part = layout.parts.esp;
     let id = random()?;
     let volume = Volume {
@@ -236,5 +270,56 @@ fn words(step: Step) -> &'static str {
         Step::Boot => "write the boot files",
         Step::ReadBack => "read everything back",
         Step::Finish => "finish",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inspect::{Extent, Parts};
+    use formats::arch::Arch;
+
+    fn disk(device: &str, contents: Contents) -> Candidate {
+        Candidate {
+            device: device.into(),
+            bytes: 64 << 30,
+            sector: 512,
+            bus: "usb".into(),
+            model: String::new(),
+            serial: String::new(),
+            removable: false,
+            read_only: false,
+            started: false,
+            contents,
+        }
+    }
+
+    #[test]
+    fn the_disk_whose_menu_asked_is_meant_whatever_the_site_says() {
+        let extent = Extent { start: 0, bytes: 0 };
+        let guid = Guid::from_disk(&[1; 16]);
+        let parts =
+            Parts { esp: extent, root: [extent; 2], verity: [extent; 2], state: extent, state_guid: guid };
+        let disks = vec![disk("/dev/sda", Contents::Empty), disk("/dev/sdb", Contents::Farhold(parts))];
+        let plan = Plan {
+            format: 1,
+            product: "edge".into(),
+            board: "vm".into(),
+            arch: Arch::X86_64,
+            version: "1.0.0".into(),
+            esp_bytes: 2 << 20,
+            root_bytes: 4 << 20,
+            verity_bytes: 1 << 20,
+            menu_s: 0,
+            target: Rules::default(),
+        };
+        let site = Site::parse("disk: {bus: [nvme], serial: another}").unwrap();
+        let asked = |existing| {
+            let meant = Meant::This { device: "/dev/sdb".into(), existing };
+            target(&plan, disks.clone(), &site, &meant).map(|chosen| (chosen.disk.device, chosen.keep))
+        };
+        assert_eq!(asked(Existing::Keep).unwrap(), ("/dev/sdb".into(), true));
+        assert_eq!(asked(Existing::Erase).unwrap(), ("/dev/sdb".into(), false));
+        assert!(target(&plan, disks.clone(), &site, &Meant::Chosen).is_err());
     }
 }

@@ -1,9 +1,10 @@
 //! The recovery entry of an installed disk: works with both slots broken, since all it needs is its own boot image.
 
+use crate::choose::Existing;
 use crate::console::Console;
 use crate::disk::{BlockDevice, Disk};
 use crate::inspect::{Contents, Parts, inspect};
-use crate::install::Carried;
+use crate::install::{Carried, Meant};
 use crate::machine::Node;
 use crate::run::install_from;
 use crate::site::{Link, Site, WhenDone};
@@ -12,6 +13,7 @@ use crate::write::seed_at;
 use anyhow::{Context, Result, bail};
 use formats::layout::{STATE_MARK_BYTES, Slot, StateMark};
 use formats::seed::Seed;
+use formats::stick::LABEL_BOOT;
 use formats::verity::{BLOCK, Parameters};
 use std::path::Path;
 
@@ -22,22 +24,23 @@ use std::path::Path;
 pub fn run(console: &mut Console, carried: &Carried, nodes: &[Node]) -> Result<WhenDone> {
     let device = nodes.first().and_then(|node| whole(&node.device)).context("the disk has no name")?;
     let mut disk = BlockDevice::open(Path::new(&device), true)?;
-    let parts = match inspect(&disk, carried.plan.arch) {
-        Contents::Farhold(parts) | Contents::Unused(parts) => parts,
-        other @ (Contents::Empty
-        | Contents::Begun
-        | Contents::Stick
-        | Contents::Foreign(_)
-        | Contents::Unreadable(_)) => bail!("{device} holds {}", other.text()),
-    };
     loop {
+        // Each time: an installation that failed may have changed it.
+        let parts = match inspect(&disk, carried.plan.arch) {
+            Contents::Farhold(parts) | Contents::Unused(parts) => parts,
+            other @ (Contents::Empty
+            | Contents::Begun
+            | Contents::Stick
+            | Contents::Foreign(_)
+            | Contents::Unreadable(_)) => bail!("{device} holds {}", other.text()),
+        };
         console.say(
             "\nRecovery\n  1  show status\n  2  install again from a stick\n  3  set an address for the next start\n  \
              4  factory reset: all data of this device is lost\n  5  restart\n  6  power off",
         );
         let done = match console.ask("Number:")?.as_str() {
             "1" => status(console, &disk, &parts),
-            "2" => match reinstall(console, carried)? {
+            "2" => match reinstall(console, carried, &device)? {
                 Some(done) => return Ok(done),
                 None => Ok(()),
             },
@@ -85,12 +88,25 @@ fn status(console: &mut Console, disk: &dyn Disk, parts: &Parts) -> Result<()> {
     Ok(())
 }
 
-fn reinstall(console: &mut Console, carried: &Carried) -> Result<Option<WhenDone>> {
+fn reinstall(console: &mut Console, carried: &Carried, device: &str) -> Result<Option<WhenDone>> {
     let Some(nodes) = stick::find(None)? else {
         console.say("No stick is there. Put one in, wait until its light is calm, and choose this again.");
         return Ok(None);
     };
-    install_from(console, carried, &nodes)
+    let question = "KEEP to renew the system and keep its data, ERASE to lose all (Enter: neither):";
+    let existing = match console.ask(question)?.as_str() {
+        "KEEP" => Existing::Keep,
+        "ERASE" => Existing::Erase,
+        _ => {
+            console.say("Nothing was changed.");
+            return Ok(None);
+        }
+    };
+    // Seen from the installation, it is the stick that is spared and this disk that is written.
+    let started = stick::node(&nodes, LABEL_BOOT).map(|node| node.entry.guid);
+    let carried = Carried { plan: carried.plan.clone(), roots: carried.roots.clone(), started };
+    let meant = Meant::This { device: device.to_owned(), existing };
+    install_from(console, &carried, &nodes, &meant)
 }
 
 fn address(console: &mut Console, disk: &mut dyn Disk, parts: &Parts) -> Result<()> {

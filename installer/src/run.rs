@@ -2,7 +2,7 @@
 //! installed disk was.
 
 use crate::console::Console;
-use crate::install::{self, Carried, Reached};
+use crate::install::{self, Carried, Meant, Reached};
 use crate::machine::Node;
 use crate::recovery;
 use crate::site::WhenDone;
@@ -55,7 +55,7 @@ fn once(console: &mut Console) -> Result<Option<WhenDone>> {
     if nodes.iter().any(|node| node.entry.label == LABEL_STATE) {
         return recovery::run(console, &carried, &nodes).map(Some);
     }
-    install_from(console, &carried, &nodes)
+    install_from(console, &carried, &nodes, &Meant::Chosen)
 }
 
 /// Installs, and explains a failure.
@@ -63,9 +63,10 @@ pub(crate) fn install_from(
     console: &mut Console,
     carried: &Carried,
     nodes: &[Node],
+    meant: &Meant,
 ) -> Result<Option<WhenDone>> {
     let mut reached = Reached::Nothing;
-    match install::run(console, carried, nodes, &mut reached) {
+    match install::run(console, carried, nodes, meant, &mut reached) {
         Ok(done) => Ok(Some(done)),
         Err(_) => {
             console.say(match reached {
