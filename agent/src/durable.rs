@@ -35,6 +35,8 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// # Errors
 /// The file system's.
 pub fn sync_folder(folder: &Path) -> Result<()> {
+    // A file that is named without a folder is in this one.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     File::open(folder)
         .and_then(|file| file.sync_all())
         .with_context(|| format!("flush folder {}", folder.display()))
@@ -53,6 +55,12 @@ pub fn make_folder(folder: &Path, mode: u32) -> Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_name_without_a_folder_is_in_this_one() {
+        assert_eq!(Path::new("x").parent(), Some(Path::new("")));
+        sync_folder(Path::new("")).unwrap();
+    }
 
     #[test]
     fn replaces_at_once_and_leaves_no_temporary_file() {

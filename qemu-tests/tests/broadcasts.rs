@@ -157,6 +157,22 @@ fn five_megabytes_through_loss_and_fades_for_who_is_there_and_who_comes_late() {
 }
 
 #[test]
+fn a_key_that_no_receiver_believes_is_refused() {
+    let (station, other) = (Station::new(5_000, BlockSize::KIB_4), Station::new(5_000, BlockSize::KIB_4));
+    let mut command = farhold();
+    command.arg("broadcast").arg(station.parcel.repository()).args(["--udp", "127.0.0.1:9", "--plan"]);
+    command.arg("--object").arg(station.parcel.object.id.to_string()).arg("--key");
+    let key = |station: &Station| station.keys.path().join("k");
+    let refused =
+        Command::new(command.get_program()).args(command.get_args()).arg(key(&other)).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("is not the catalogue key of"), "{said}");
+    let planned = command.arg(key(&station)).output().unwrap();
+    let said = String::from_utf8(planned.stdout).unwrap();
+    assert!(planned.status.success() && said.contains("a round takes"), "{said}");
+}
+
+#[test]
 fn a_line_without_a_way_back_is_enough() {
     let station = Station::new(60_000, BlockSize::KIB_4);
     let ((a, near), (b, far)) = (End::terminal().unwrap(), End::terminal().unwrap());

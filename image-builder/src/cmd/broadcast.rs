@@ -5,10 +5,10 @@ use crate::release::folder::read_limited;
 use crate::release::keys::catalogue_key;
 use crate::serve::air::{Air, Inventory, Medium, Programme};
 use crate::serve::serial::Line;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use formats::hex::Digest;
 use formats::repository as names;
-use formats::roles::MAX_CHAIN_BYTES;
+use formats::roles::{Chain, MAX_CHAIN_BYTES};
 use serde::Serialize;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::path::PathBuf;
@@ -97,6 +97,14 @@ impl BroadcastCmd {
         let sign = |message: &[u8]| key.sign(message);
         let mut air = Air::new(self.medium()?, self.bits_per_s());
         let mut inventory = self.inventory()?;
+        let root = Chain::parse(&inventory.roots).context("read the root documents")?.newest().clone();
+        ensure!(
+            key.public()? == root.catalogue,
+            "{} is not the catalogue key of {}'s root version {}: receivers would believe nothing that it signs",
+            self.key.display(),
+            self.repo.display(),
+            root.version
+        );
         let mut programme = Programme::new(&self.repo, &inventory, &sign, None)?;
         let round_bytes = programme.round_bytes(&air);
         let round_s = round_bytes * 8 / self.bits_per_s().max(1);
