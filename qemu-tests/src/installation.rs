@@ -86,13 +86,17 @@ impl Desk {
         let mut images = vec![stick];
         images.extend(buses.iter().map(|_| empty.as_path()));
         TestVm::create_for(self.programs.arch, "installed", &images, |machine| {
-            machine.disks = vec![disk(STICK, Bus::Usb)];
+            machine.disks = vec![stick_disk()];
             let files = std::iter::once(TARGET.to_owned()).chain((1..).map(|n| format!("{n}-{TARGET}")));
             machine.disks.extend(buses.iter().zip(files).map(|(bus, file)| disk(&file, *bus)));
             machine.serial = Some(SERIAL.to_owned());
             machine.memory_mib = 512;
         })
     }
+}
+
+fn stick_disk() -> Disk {
+    Disk { bus: Bus::Usb, ..Disk::virtio(STICK) }
 }
 
 /// How an installation ended.
@@ -113,8 +117,19 @@ impl Vm {
         self.change(|machine| {
             machine.disks.retain(|disk| disk.file != STICK);
             if there {
-                machine.disks.insert(0, Disk { bus: Bus::Usb, ..Disk::virtio(STICK) });
+                machine.disks.insert(0, stick_disk());
             }
+        })
+    }
+
+    /// Puts the stick in behind the disks, so that the firmware does not start it; the machine must be off.
+    ///
+    /// # Errors
+    /// If the machine's description cannot be written.
+    pub fn with_stick_behind(&self) -> Result<()> {
+        self.change(|machine| {
+            machine.disks.retain(|disk| disk.file != STICK);
+            machine.disks.push(stick_disk());
         })
     }
 

@@ -9,6 +9,7 @@
 //! - [`process`], [`socket`], [`qmp`]: the running QEMU, its sockets, its control channel
 //! - [`vm`]: one machine in one folder: disks, firmware variables, start, wait
 //! - [`console`], [`status`], [`ssh`]: what the guest says, what the agent says, commands inside the guest
+//! - [`keyboard`]: somebody who types at a console
 //! - [`fault`]: power cuts, pauses, resets
 //! - [`blklog`]: what a disk was asked to write and to flush, in order
 //! - [`power_cut`]: every state that a cut leaves of the ESP, judged and booted
@@ -31,6 +32,7 @@ pub mod esp;
 pub mod fault;
 pub mod firmware_vars;
 pub mod installation;
+pub mod keyboard;
 pub mod link;
 pub mod machine;
 pub mod pair;
