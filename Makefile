@@ -97,8 +97,8 @@ demo: image ## bake an image, boot it under UEFI, show the device's state, updat
 VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE) FARHOLD_TEST_PAIR_DIR=$(CURDIR)/$(PAIR) FARHOLD=$(CURDIR)/$(FARHOLD) FARHOLD_AGENT=$(CURDIR)/$(AGENT) FARHOLD_INIT=$(CURDIR)/$(INIT)
 OTHER_VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE)-$(OTHER) FARHOLD=$(CURDIR)/$(FARHOLD) \
   FARHOLD_AGENT=$(CURDIR)/$(TARGET)/$(OTHER)/farhold-agent FARHOLD_INIT=$(CURDIR)/$(TARGET)/$(OTHER)/farhold-init
-# What is tried on the other processor too: boots, verity, both slots, updates with trial and rollback.
-OTHER_TESTS := boots_to_running updates_over_a_slow_link falls_back_to_the_other_release moves_to_the_other_slot two_builds_are_identical
+# What is tried on the other processor too: boots, verity, both slots, updates with trial and rollback, installations, recovery.
+OTHER_TESTS := boots_to_running installs_from_a_stick recovery_needs_no_slot updates_over_a_slow_link falls_back_to_the_other_release moves_to_the_other_slot two_builds_are_identical
 
 # The tests of the pair run real servers in network namespaces, those of MQTT a real broker.
 test: PACKAGES += postgresql iproute2 util-linux iptables faketime strace mosquitto openssl
