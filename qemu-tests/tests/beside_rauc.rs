@@ -196,6 +196,7 @@ fn compare(name: &str, disk: &Path, (old, new): (&Path, &Path), folder: &Path) -
         vm.sh(&format!("mkdir -p /var/lib/rauc && curl -sf http://10.0.2.2:{port}/file -o {to}"))?;
     }
     let rauc = through_rauc(&vm, &server, new, bundle_s)?;
+    eprintln!("{name}: RAUC fetched {} bytes", rauc.bytes);
     let farhold = through_farhold(&vm, &server, (&delta, new), delta_s)?;
     print(name, fs::metadata(new)?.len(), fs::metadata(&bundle)?.len(), &[rauc, farhold]);
     Ok(())
@@ -238,7 +239,7 @@ fn through_farhold(vm: &TestVm, server: &Server, (delta, new): (&Path, &Path), m
     ))?;
     let begun = Instant::now();
     let kib = vm.sh(
-        "systemd-run -q --unit=apply -p RemainAfterExit=yes -p Nice=0 /var/tmp/farhold delta apply /dev/disk/by-id/virtio-disk1 \
+        "rm -f /run/stop-following; systemd-run -q --unit=apply -p RemainAfterExit=yes -p Nice=0 /var/tmp/farhold delta apply /dev/disk/by-id/virtio-disk1 \
          /var/tmp/new.delta --out /var/tmp/new && sh /var/lib/rauc/follow apply.service && \
          test \"$(systemctl show -P Result apply)\" = success",
     )?;
@@ -260,7 +261,7 @@ fn through_farhold(vm: &TestVm, server: &Server, (delta, new): (&Path, &Path), m
 fn same(vm: &TestVm, path: &str, image: &Path) -> Result<()> {
     let len = fs::metadata(image)?.len();
     let here = run(Command::new("sha256sum").arg(image))?;
-    let there = vm.sh(&format!("head -c {len} {path} | sha256sum"))?;
+    let there = vm.sh(&format!("test -e {path} && head -c {len} {path} | sha256sum"))?;
     let word = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
     ensure!(word(&here) == word(&there), "{path} has other bytes than {}", image.display());
     Ok(())
