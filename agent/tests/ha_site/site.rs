@@ -1,5 +1,7 @@
 //! One site: folders, configurations, processes.
 
+mod watch;
+
 use super::client::{self, Ack, Clients};
 use super::net::Net;
 pub use super::plan::{Node, Plan};
@@ -312,131 +314,6 @@ impl Site {
             }
         }
         found
-    }
-
-    pub fn ha(&self, node: Node, args: &[&str]) -> String {
-        self.try_ha(node, args).unwrap_or_else(|said| panic!("ha {args:?}: {said}"))
-    }
-
-    /// What `ha` prints, or what it says against it.
-    pub fn try_ha(&self, node: Node, args: &[&str]) -> Result<String, String> {
-        let config = self.home(node).join("ha.json");
-        let mut command = self.net.as_user(node, agent());
-        command.args(["ha", "--config"]).arg(config).args(args).stdin(Stdio::null());
-        let output = command.output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
-    }
-
-    pub fn status(&self, node: Node) -> Option<Value> {
-        let config = self.home(node).join("ha.json");
-        let mut command = self.net.as_user(node, agent());
-        let output =
-            command.args(["ha", "--config"]).arg(config).args(["status", "--json"]).output().unwrap();
-        serde_json::from_slice(&output.stdout).ok()
-    }
-
-    pub fn wait(&self, node: Node, patience: Duration, done: impl Fn(&Value) -> bool) {
-        let until = Instant::now() + patience;
-        loop {
-            let status = self.status(node);
-            if status.as_ref().is_some_and(&done) {
-                return;
-            }
-            if Instant::now() > until {
-                self.show_logs();
-                panic!("{node:?} did not come so far in {patience:?}: {status:?}");
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    pub fn show_logs(&self) {
-        for node in Node::ALL {
-            let log = std::fs::read_to_string(self.folder.join(format!("{node:?}.log"))).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            println!("--- {node:?}, {} lines", lines.len());
-            lines[lines.len().saturating_sub(80)..].iter().for_each(|line| println!("{line}"));
-        }
-    }
-
-    /// Both nodes are in sync and one serves.
-    pub fn wait_paired(&self, patience: Duration) {
-        let settled = |status: &Value| status["phase"] == "Leading" || status["phase"] == "Following";
-        for node in [Node::A, Node::B] {
-            self.wait(node, patience, |status| status["mode"] == "paired" && settled(status));
-        }
-    }
-
-    pub fn switch_over(&self, from: Node, patience: Duration) {
-        self.ask_switch_over(from);
-        self.wait_leading(if from == Node::A { Node::B } else { Node::A }, patience);
-        self.wait_paired(patience);
-    }
-
-    /// Asks for a hand-over; whoever is not the primary of a pair says no.
-    pub fn try_switch_over(&self, node: Node) {
-        if node != Node::W {
-            drop(self.try_ha(node, &["switchover"]));
-        }
-    }
-
-    pub fn ask_switch_over(&self, from: Node) {
-        self.ha(from, &["switchover"]);
-    }
-
-    pub fn wait_leading(&self, node: Node, patience: Duration) {
-        self.wait(node, patience, |status| status["phase"] == "Leading");
-    }
-
-    fn alone(status: &Value) -> bool {
-        status["mode"] == "solo" && status["is_primary"] == true
-    }
-
-    pub fn is_alone(&self, node: Node) -> bool {
-        self.status(node).as_ref().is_some_and(Self::alone)
-    }
-
-    pub fn wait_alone(&self, node: Node, patience: Duration) {
-        self.wait(node, patience, Self::alone);
-    }
-
-    /// Folder of a node's database socket.
-    pub fn socket(&self, node: Node) -> PathBuf {
-        self.home(node).join("run/db")
-    }
-
-    /// Waits until a node has heard nothing of its peer for `span` more, by its own clock: it was awake all the while.
-    pub fn wait_deaf(&self, node: Node, span: Duration) {
-        let deaf = |status: &Value| status["peer_heard_ms"].as_u64();
-        let began = self.status(node).as_ref().and_then(deaf).unwrap_or(0);
-        let until = began + u64::try_from(span.as_millis()).unwrap();
-        self.wait(node, span + Duration::from_secs(60), |status| deaf(status).is_some_and(|ms| ms >= until));
-    }
-
-    /// Waits until a primary has written what its standby does not get, and writes no more: every client waits.
-    pub fn wait_stuck(&self, node: Node, patience: Duration) {
-        const SAME: u32 = 5;
-        let seen = std::cell::Cell::new((0, 0));
-        self.wait(node, patience, |status| {
-            let lag = status["lag_bytes"].as_u64().unwrap_or(0);
-            let (last, times) = seen.get();
-            seen.set(if lag > 0 && lag == last { (lag, times + 1) } else { (lag, 0) });
-            seen.get().1 >= SAME
-        });
-    }
-
-    /// Waits until a party's log has these words.
-    pub fn wait_log(&self, node: Node, words: &str, patience: Duration) {
-        let until = Instant::now() + patience;
-        while !self.log(node).contains(words) {
-            assert!(Instant::now() < until, "{node:?} does not say `{words}`: {}", self.log(node));
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    pub fn log(&self, node: Node) -> String {
-        std::fs::read_to_string(self.folder.join(format!("{node:?}.log"))).unwrap_or_default()
     }
 
     /// What a node exported, by file.

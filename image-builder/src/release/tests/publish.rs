@@ -1,5 +1,7 @@
 //! Repositories: what a device finds there, and what `publish` refuses.
 
+mod reader;
+
 use super::{BLOCKS, Desk, SIGNED_S, tree};
 use crate::progress::Progress;
 use crate::release::folder::ANNOUNCE;
@@ -8,14 +10,14 @@ use crate::release::publish::{Publish, Published, publish};
 use crate::release::repository::Repository;
 use crate::release::verify::{Viewpoint, verify_announced};
 use formats::arch::Arch;
-use formats::catalogue::{Catalogue, Way, ways};
+use formats::catalogue::{Catalogue, ways};
 use formats::delta::apply::Decoder;
 use formats::frame::{Scope, target_tag};
-use formats::manifest::{Manifest, PayloadKind, Source};
-use formats::object::{self, BlockSize, Verifier};
+use formats::manifest::{PayloadKind, Source};
+use formats::object::{self, BlockSize};
 use formats::repository as names;
-use formats::roles::{Chain, Root};
-use formats::trust::{self, Accepted, Device, Rank, TimeWatermark, Verdict};
+use formats::trust::{self, Accepted, Rank};
+use reader::Reader;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -86,55 +88,6 @@ impl Desk {
     fn failure(&self, name: &str, run: &Run<'_>) -> String {
         let error = format!("{:#}", self.publish(name, run).unwrap_err());
         error.replace(&format!("{}/", self.folder.path().display()), "")
-    }
-}
-
-/// A device that reads a repository as it would over HTTP: whole small files by name, blocks of objects.
-struct Reader<'a> {
-    repo: &'a Path,
-    root: Root,
-    fetched: u64,
-}
-
-impl Reader<'_> {
-    fn get(&mut self, name: &str) -> Option<Vec<u8>> {
-        let bytes = fs::read(self.repo.join(name)).ok()?;
-        self.fetched += bytes.len() as u64;
-        Some(bytes)
-    }
-
-    /// The newest release that the device may follow.
-    fn release(&mut self, accepted: Option<Accepted>) -> (formats::hex::Digest, Manifest) {
-        let tag = target_tag("edge", "vm", Arch::X86_64);
-        let frame = self.get(&names::announcement(&tag, 0, Scope::All)).unwrap();
-        assert!(self.fetched <= 270, "the routine check took {} bytes", self.fetched);
-        if let Err(trust::Refusal::RootUnknown { .. }) = trust::authenticate(&frame, &self.root) {
-            let chain = Chain::parse(&self.get(names::ROOTS).unwrap()).unwrap();
-            self.root = chain.follow(&self.root).unwrap();
-        }
-        let verified = trust::authenticate(&frame, &self.root).unwrap();
-        let device =
-            Device { product: "edge", board: "vm", arch: Arch::X86_64, channel: 0, site: None, id: "d" };
-        let watermark = TimeWatermark::of_root(&self.root);
-        assert_eq!(trust::judge(&verified, &device, accepted, watermark, None), Ok(Verdict::Newer));
-        let id = verified.announcement().manifest;
-        let bytes = self.get(&names::object(&id)).unwrap();
-        (id, trust::open_manifest(&verified, &bytes).unwrap())
-    }
-
-    /// The bytes of a way's object, each block verified on arrival.
-    fn object(&mut self, way: &Way<'_>) -> Vec<u8> {
-        let (id, geometry) = (way.object.id, way.object.geometry);
-        let bytes = self.get(&names::object(&id)).unwrap();
-        let lists = match geometry.blocks() {
-            0 | 1 => object::leaf(&bytes).to_vec(),
-            _ => self.get(&names::lists(&id)).unwrap(),
-        };
-        let verifier = Verifier::from_lists(id, geometry, &lists).unwrap();
-        for (index, block) in bytes.chunks(geometry.block().bytes() as usize).enumerate() {
-            verifier.block(index as u64, block).unwrap();
-        }
-        bytes
     }
 }
 
