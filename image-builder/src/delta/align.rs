@@ -5,6 +5,15 @@
 
 use formats::delta::object::Copy;
 
+/// A match must explain this many bytes more than the last displacement does.
+const WORTH: usize = 8;
+/// Shorter matches are not looked for: they cannot be worth it.
+const SHORT_GRAM: usize = WORTH + 1;
+/// The same for old files of at least [`BIG`] bytes, where shorter matches are mostly chance: measured on PostgreSQL 15 and
+/// 17, OpenSSL 3.0 and 3.5, it gives smaller results than 9, 12 and 24 bytes do.
+const LONG_GRAM: usize = 16;
+const BIG: usize = 1 << 20;
+
 /// A match found in the suffix array: length and old offset.
 #[derive(Clone, Copy, Default)]
 struct Match {
@@ -43,6 +52,42 @@ fn search(suffixes: &[i32], old: &[u8], new: &[u8]) -> Match {
     }
     let best = if low_len > high_len { (low_len, low) } else { (high_len, high) };
     Match { len: best.0, old: suffixes[best.1] as usize }
+}
+
+/// Which sequences of `len` bytes the old bytes have: a bit each, by hash. May say yes wrongly, never no.
+struct Grams {
+    len: usize,
+    shift: u32,
+    bits: Vec<u64>,
+}
+
+impl Grams {
+    fn new(old: &[u8], len: usize) -> Self {
+        let size = (old.len() * 8).next_power_of_two().max(64);
+        let mut grams = Self { len, shift: 64 - size.ilog2(), bits: vec![0; size / 64] };
+        for gram in old.windows(len) {
+            let (word, bit) = grams.place(gram);
+            grams.bits[word] |= bit;
+        }
+        grams
+    }
+
+    /// Word and bit of a gram of 8 to 16 bytes.
+    fn place(&self, gram: &[u8]) -> (usize, u64) {
+        let half = |bytes: Option<&[u8; 8]>| u64::from_le_bytes(bytes.copied().unwrap_or_default());
+        let (head, tail) = (half(gram.first_chunk()), half(gram.last_chunk()));
+        let mixed = (head ^ tail.rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let place = mixed >> self.shift;
+        ((place / 64) as usize, 1 << (place % 64))
+    }
+
+    fn may_have(&self, new: &[u8]) -> bool {
+        new.get(..self.len).is_some_and(|gram| {
+            let (word, bit) = self.place(gram);
+            self.bits[word] & bit != 0
+        })
+    }
 }
 
 /// The walk over the new bytes; offsets are signed because the candidate displacement may lead outside.
@@ -127,6 +172,7 @@ pub fn align(old: &[u8], new: &[u8]) -> Vec<Copy> {
         return Vec::new();
     }
     let (_, suffixes) = divsufsort::sort(old).into_parts();
+    let grams = Grams::new(old, if old.len() < BIG { SHORT_GRAM } else { LONG_GRAM });
     let mut walk = Walk { old, new, last_new: 0, last_old: 0, copies: Vec::new() };
     let (mut scan, mut displacement) = (0usize, 0isize);
     let mut found = Match::default();
@@ -134,21 +180,25 @@ pub fn align(old: &[u8], new: &[u8]) -> Vec<Copy> {
         at.checked_add_signed(displacement).and_then(|from| old.get(from)) == Some(&new[at])
     };
     while scan < new.len() {
-        // Bytes of the coming match that the last displacement explains as well.
-        let mut score = 0usize;
         scan += found.len;
-        let mut counted = scan;
+        // Bytes from `scan` to `counted` that the last displacement explains as well.
+        let (mut score, mut counted) = (0usize, scan);
         while scan < new.len() {
-            found = search(&suffixes, old, &new[scan..]);
+            found = if grams.may_have(&new[scan..]) {
+                search(&suffixes, old, &new[scan..])
+            } else {
+                Match::default()
+            };
             while counted < scan + found.len {
                 score += usize::from(agrees(displacement, counted));
                 counted += 1;
             }
-            if (found.len == score && found.len != 0) || found.len > score + 8 {
+            if (found.len == score && found.len != 0) || found.len > score + WORTH {
                 break;
             }
-            score -= usize::from(agrees(displacement, scan) && score > 0);
+            score -= usize::from(counted > scan && agrees(displacement, scan));
             scan += 1;
+            counted = counted.max(scan);
         }
         if found.len != score || scan >= new.len() {
             walk.turn(scan.min(new.len()), found.old);
