@@ -1,6 +1,7 @@
 //! The profile as the device sees it: resolved, typed, part of the verified root at [`DEVICE_PROFILE`].
 
 use crate::arch::Arch;
+use crate::mqtt::Address;
 use crate::tariff::CarrierSettings;
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,57 @@ pub struct UpdateSettings {
 pub const SITE: &str = "/var/lib/farhold/site";
 /// Longest name of a site, bytes.
 pub const SITE_MAX: usize = 64;
+
+/// What an installer leaves of a site's configuration for the agent, beside [`SITE`].
+pub const SITE_FILE: &str = "/var/lib/farhold/site.json";
+/// Longest such file, bytes.
+pub const SITE_FILE_MAX: u64 = 64 << 10;
+
+/// [`SITE_FILE`]. What it does not say is as the image has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteFile {
+    /// Name of the site, also at [`SITE`].
+    #[serde(default)]
+    pub site: Option<String>,
+    /// Name of this node.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// For whoever enrols the device.
+    #[serde(default)]
+    pub enrolment_token: Option<String>,
+    /// Carriers instead of the profile's, the most wanted first.
+    #[serde(default)]
+    pub carriers: Option<Vec<CarrierSettings>>,
+}
+
+/// Whether carriers can be used together: each makes sense, is another, and leads to something that the agent opens.
+///
+/// # Errors
+/// The index of the first that does not, and why.
+pub fn check_carriers(carriers: &[CarrierSettings]) -> Result<(), (usize, String)> {
+    for (n, carrier) in carriers.iter().enumerate() {
+        if carriers[..n].iter().any(|other| other.name == carrier.name) {
+            return Err((n, format!("there are two carriers `{}`", carrier.name)));
+        }
+        carrier.check().and_then(|()| check_source(&carrier.source)).map_err(|why| (n, why))?;
+    }
+    Ok(())
+}
+
+/// Whether the agent can open a source of updates.
+///
+/// # Errors
+/// Why not.
+pub fn check_source(source: &str) -> Result<(), String> {
+    const KNOWN: [&str; 7] = ["http://", "https://", "mqtt://", "mqtts://", "serial:/dev/", "cast:", "/"];
+    if Address::is_meant(source) {
+        Address::parse(source).map_err(|why| why.to_string())?;
+    }
+    if !KNOWN.iter().any(|start| source.starts_with(start)) || source.contains(char::is_whitespace) {
+        return Err(format!("`{source}` is no source of updates"));
+    }
+    Ok(())
+}
 
 /// One layer as built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

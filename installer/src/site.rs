@@ -2,11 +2,12 @@
 //! address; and what of it goes to the device. Pure: text in, values out. Shape: `docs/operators-guide.md`.
 
 use crate::choose::Existing;
-use anyhow::{Context, Result, bail, ensure};
-use formats::device::SITE_MAX;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use formats::device::{SITE_MAX, check_carriers};
 use formats::gpt::Guid;
 use formats::seed::{Seed, SeedFile};
 use formats::stick::{Prefer, Rules};
+use formats::tariff::CarrierSettings;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -39,7 +40,7 @@ pub struct Site {
     /// Given to whoever enrols the device.
     #[serde(default)]
     pub enrolment_token: Option<String>,
-    /// Settings of carriers, for the agent.
+    /// Carriers of updates instead of the profile's, as [`CarrierSettings`].
     #[serde(default)]
     pub carriers: Option<Value>,
     /// What happens at the end.
@@ -156,7 +157,7 @@ impl Site {
         for (n, link) in self.network.iter().enumerate() {
             link.check().with_context(|| format!("network {}", n + 1))?;
         }
-        Ok(())
+        self.carriers.as_ref().map_or(Ok(()), check_known_carriers)
     }
 
     /// The rules for the target: the site's where it says something, else the profile's.
@@ -213,6 +214,30 @@ impl Site {
     }
 }
 
+/// A word that the agent does not know would be a budget that nobody keeps.
+fn check_known_carriers(said: &Value) -> Result<()> {
+    let carriers: Vec<CarrierSettings> = serde_json::from_value(said.clone()).context("carriers")?;
+    check_carriers(&carriers).map_err(|(n, why)| anyhow!("carrier {}: {why}", n + 1))?;
+    let known = serde_json::to_value(&carriers).context("carriers")?;
+    unknown(said, &known).map_or(Ok(()), |word| bail!("carriers: `{word}` is not known"))
+}
+
+/// The first key of `said` that `known`, of the same shape, has not.
+fn unknown<'a>(said: &'a Value, known: &Value) -> Option<&'a str> {
+    match (said, known) {
+        (Value::Object(said), Value::Object(known)) => {
+            said.iter().find_map(|(key, value)| match known.get(key) {
+                Some(known) => unknown(value, known),
+                None => Some(key.as_str()),
+            })
+        }
+        (Value::Array(said), Value::Array(known)) => {
+            said.iter().zip(known).find_map(|(said, known)| unknown(said, known))
+        }
+        (_, _) => None,
+    }
+}
+
 impl Link {
     fn check(&self) -> Result<()> {
         let plain = |text: &String| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:*".contains(&b));
@@ -261,6 +286,7 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use formats::device::SiteFile;
 
     const WHOLE: &str = "
 node: pump-1
@@ -272,7 +298,7 @@ network:
 proxy: http://192.0.2.1:3128
 pair: {role: first, code: 1234-5678}
 enrolment_token: abc
-carriers: {http: {rate_kbit: 64}}
+carriers: [{name: sat, source: 'https://updates.example/r', day_kib: 100, price: {currency: EUR, millis_per_mib: 5}}]
 when_done: reboot
 ";
 
@@ -297,6 +323,8 @@ when_done: reboot
         assert!(text("site.env").contains("https_proxy=\"http://192.0.2.1:3128\"\n"));
         let json: Value = serde_json::from_str(text("site.json")).unwrap();
         assert_eq!((&json["pair"]["code"], &json["enrolment_token"]), (&json!("1234-5678"), &json!("abc")));
+        let left: SiteFile = serde_json::from_value(json).unwrap();
+        assert_eq!(left.carriers.unwrap()[0].day_kib, Some(100));
     }
 
     #[test]
@@ -318,6 +346,13 @@ when_done: reboot
             ("disk: {existing: maybe}", "maybe"),
             ("site: ''", "must be one line"),
             ("site: \"a\\nb\"", "must be one line"),
+            ("carriers: {sat: {}}", "carriers: "),
+            ("carriers: [{name: a, source: 'gopher://x'}]", "carrier 1: `gopher://x` is no source"),
+            ("carriers: [{name: a, source: /mnt, day_kb: 1}]", "carriers: `day_kb` is not known"),
+            (
+                "carriers: [{name: a, source: /mnt, price: {currency: EUR, millis_per_mib: 1, x: 2}}]",
+                "`x` is not known",
+            ),
             ("proxy: 192.0.2.1", "must be as http://HOST:PORT"),
         ] {
             let error = format!("{:#}", Site::parse(text).unwrap_err());

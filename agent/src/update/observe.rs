@@ -8,12 +8,16 @@ use crate::update::state::{Memory, Release};
 use crate::update::step::{Facts, words};
 use formats::arch::Arch;
 use formats::boot::StateFacts;
-use formats::device::{DEVICE_PROFILE, DeviceProfile, SITE, SITE_MAX};
+use formats::device::{
+    DEVICE_PROFILE, DeviceProfile, SITE, SITE_FILE, SITE_FILE_MAX, SITE_MAX, SiteFile, check_carriers,
+};
 use formats::frame::Scope;
 use formats::roles::{Chain, MAX_CHAIN_BYTES, Root, TRUST_ANCHOR};
+use formats::tariff::CarrierSettings;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::io::Read;
+use std::path::Path;
 
 /// Largest profile that is read, bytes.
 const PROFILE_MAX: u64 = 1 << 20;
@@ -47,6 +51,35 @@ fn site() -> Option<String> {
     File::open(SITE).ok()?.take(SITE_MAX as u64 + 1).read_to_string(&mut text).ok()?;
     let name = text.trim();
     (!name.is_empty() && name.len() <= SITE_MAX).then(|| name.to_owned())
+}
+
+/// The carriers that an installer left for this device.
+fn site_carriers(path: &Path) -> Result<Option<Vec<CarrierSettings>>, String> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let mut text = Vec::new();
+    file.take(SITE_FILE_MAX + 1).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 > SITE_FILE_MAX {
+        return Err(format!("it has more than {SITE_FILE_MAX} bytes"));
+    }
+    let site: SiteFile = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let carriers = site.carriers.filter(|carriers| !carriers.is_empty());
+    if let Some(carriers) = &carriers {
+        check_carriers(carriers).map_err(|(n, why)| format!("carriers[{n}]: {why}"))?;
+    }
+    Ok(carriers)
+}
+
+/// The site's carriers, or else the profile's: a site's file that cannot be used must not keep updates away.
+fn carriers(profile: Option<Vec<CarrierSettings>>) -> Vec<CarrierSettings> {
+    let site = site_carriers(Path::new(SITE_FILE)).unwrap_or_else(|why| {
+        tracing::error!(file = SITE_FILE, why, "the site's carriers cannot be used; the image's are");
+        None
+    });
+    site.or(profile).unwrap_or_default()
 }
 
 fn evidence() -> Option<String> {
@@ -105,7 +138,7 @@ pub fn facts(boot: &BootFacts, condition: &Condition, memory: &Memory, restarted
         anchor: anchor(),
         source: settings.as_ref().map(|settings| settings.source.clone()),
         poll_s: settings.as_ref().map_or(POLL_S, |settings| settings.poll_s),
-        carriers: settings.map(|settings| settings.carriers).unwrap_or_default(),
+        carriers: carriers(settings.map(|settings| settings.carriers)),
         checks: profile.map(|profile| profile.health).unwrap_or_default(),
         seed,
     }
@@ -136,4 +169,37 @@ pub fn surroundings(boot: &BootFacts, facts: &Facts) -> Option<Surroundings> {
         sources: sources.into_iter().cloned().collect(),
         checks: facts.checks.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(text: &str) -> Result<Option<Vec<CarrierSettings>>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("site.json");
+        fs::write(&path, text).unwrap();
+        site_carriers(&path)
+    }
+
+    #[test]
+    fn a_site_s_carriers_are_taken_and_what_else_an_installer_left_is_passed_over() {
+        let text = r#"{"site": "north", "node": "pump-1", "pair": {"role": "first"}, "enrolment_token": "abc",
+            "carriers": [{"name": "sat", "source": "serial:/dev/ttyUSB0", "day_kib": 100}]}"#;
+        let carriers = left(text).unwrap().unwrap();
+        assert_eq!((carriers[0].name.as_str(), carriers[0].day_kib), ("sat", Some(100)));
+        for none in ["{}", r#"{"carriers": null}"#, r#"{"carriers": []}"#] {
+            assert_eq!(left(none).unwrap(), None, "{none}");
+        }
+        assert_eq!(site_carriers(Path::new("/nonexistent/site.json")).unwrap(), None);
+    }
+
+    #[test]
+    fn carriers_that_make_no_sense_are_named() {
+        let twice = r#"{"carriers": [{"name": "a", "source": "/mnt"}, {"name": "a", "source": "/srv"}]}"#;
+        assert_eq!(left(twice).unwrap_err(), "carriers[1]: there are two carriers `a`");
+        let odd = r#"{"carriers": [{"name": "a", "source": "gopher://x"}]}"#;
+        assert_eq!(left(odd).unwrap_err(), "carriers[0]: `gopher://x` is no source of updates");
+        assert!(left("{").is_err() && left(&" ".repeat(70_000)).unwrap_err().contains("more than"));
+    }
 }

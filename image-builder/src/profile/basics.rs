@@ -1,10 +1,11 @@
 //! What can be wrong with a profile by itself: names, versions, health checks, two-node settings. Pure.
 
-use super::model::{Ha, Health, OnPeerLoss, Profile, Settings};
+use super::model::{Carrier, Ha, Health, OnPeerLoss, Profile, Settings};
 use super::variables::is_version;
 use crate::finding::{Finding, nearest};
 use crate::pack::model::LayerKind;
 use crate::template;
+use formats::device::{check_carriers, check_source};
 use formats::mqtt::Address;
 
 /// Names, versions, and variables that nothing uses.
@@ -139,17 +140,13 @@ pub fn ha(ha: &Ha) -> Option<Finding> {
 /// Where updates come from: something that the agent can open, not asked without pause.
 pub fn update(settings: &Settings) -> Option<Finding> {
     let update = settings.update.as_ref()?;
-    let carriers = update.carriers.iter().enumerate().find_map(|(n, carrier)| {
-        let place = format!("settings.update.carriers[{n}]");
-        let twice = update.carriers[..n].iter().any(|other| other.name == carrier.name);
-        if twice {
-            let why = format!("there are two carriers `{}`", carrier.name);
-            return Some(Finding::error(place, why, "give each its own name"));
-        }
-        let wrong = carrier.settings().check().err();
-        wrong
-            .map(|why| Finding::error(place.clone(), why, "see docs/profiles.md, \"Carriers\""))
-            .or_else(|| source(&carrier.source, &format!("{place}.source")))
+    let all: Vec<_> = update.carriers.iter().map(Carrier::settings).collect();
+    let carriers = check_carriers(&all).err().map(|(n, why)| {
+        Finding::error(
+            format!("settings.update.carriers[{n}]"),
+            why,
+            "see docs/profiles.md, \"Carriers\"; give each its own name",
+        )
     });
     let found = source(&update.source, "settings.update.source").or(carriers);
     found.or_else(|| {
@@ -162,18 +159,12 @@ pub fn update(settings: &Settings) -> Option<Finding> {
 
 /// An address that the agent can open.
 fn source(source: &str, place: &str) -> Option<Finding> {
-    if let Some(why) = Address::is_meant(source).then(|| Address::parse(source).err()).flatten() {
-        let next = "as mqtts://USER@HOST/PREFIX?ca=FILE&password-file=FILE";
-        return Some(Finding::error(place, why, next));
-    }
-    let known = ["http://", "https://", "mqtt://", "mqtts://", "serial:/dev/", "cast:", "/"];
-    (!known.iter().any(|start| source.starts_with(start)) || source.contains(char::is_whitespace)).then(|| {
-        Finding::error(
-            place,
-            format!("`{source}` is no source of updates"),
-            "name an address that begins with http://, https://, mqtt://, mqtts://, serial:/dev/ or cast:, or a folder on the device",
-        )
-    })
+    let next = if Address::is_meant(source) {
+        "as mqtts://USER@HOST/PREFIX?ca=FILE&password-file=FILE"
+    } else {
+        "name an address that begins with http://, https://, mqtt://, mqtts://, serial:/dev/ or cast:, or a folder on the device"
+    };
+    check_source(source).err().map(|why| Finding::error(place, why, next))
 }
 
 /// Settings that need something of the layers.
