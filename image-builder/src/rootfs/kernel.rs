@@ -56,19 +56,28 @@ impl Module {
 }
 
 impl Kernel {
-    /// Modules with everything that they depend on, each after what it depends on. Names that are built in give none.
+    /// Modules with everything that they depend on, each after what it depends on. Names that are built in give none, nor
+    /// do those with a `?` behind them that the kernel has not.
     ///
     /// # Errors
-    /// If the kernel has no such module; names the one.
+    /// If the kernel has no such module; names the one, and what to do.
     pub fn closure(&self, names: &[String]) -> Result<Vec<&Module>> {
         let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
         for wanted in names {
-            let wanted = wanted.replace('-', "_");
+            let optional = wanted.ends_with('?');
+            let wanted = wanted.trim_end_matches('?').replace('-', "_");
             if self.builtin.contains(&wanted) {
                 continue;
             }
             let Some(module) = self.modules.get(&wanted) else {
-                bail!("kernel {} has no module `{wanted}`", self.release);
+                if optional {
+                    continue;
+                }
+                bail!(
+                    "kernel {} has no module `{wanted}`, nor is it built in: take a kernel that has it, or, if this one \
+                     does without, write `{wanted}?` under initrd_modules in kernel.yaml or the board's file",
+                    self.release
+                );
             };
             for name in module.needs.iter().chain(std::iter::once(&wanted)) {
                 if seen.insert(name.clone()) {
@@ -348,7 +357,37 @@ mod tests {
             ["erofs", "dm_mod", "dm_bufio", "dm_verity"]
         );
         let error = kernel.closure(&["nvme".to_owned()]).unwrap_err().to_string();
-        assert_eq!(error, "kernel 6.12 has no module `nvme`");
+        assert!(
+            error.starts_with("kernel 6.12 has no module `nvme`, nor is it built in: take a kernel"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_newer_kernels_have_built_in_or_dropped_stops_no_build_and_what_is_missing_does() {
+        let shipped = |arch: &str| {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../{arch}/kernel.yaml"));
+            let text = fs::read_to_string(path).unwrap();
+            let at = text.split_once("initrd_modules:\n").unwrap().1;
+            let lines = at.lines().take_while(|line| !line.is_empty());
+            lines.map(|line| line.trim_start_matches("  - ").split(' ').next().unwrap().to_owned()).collect()
+        };
+        for arch in ["x86_64", "arm64"] {
+            let names: Vec<String> = shipped(arch);
+            assert!(names.iter().any(|name| name == "crc32c_generic?"), "{arch}: {names:?}");
+            // A kernel with everything built in but what newer ones do not have any more.
+            let needed: BTreeSet<String> =
+                names.iter().filter(|name| !name.ends_with('?')).cloned().collect();
+            let mut own = Kernel { modules: BTreeMap::new(), builtin: needed, ..kernel() };
+            assert!(own.closure(&names).unwrap().is_empty());
+            own.builtin.insert("crc32c_generic".to_owned());
+            assert!(own.closure(&names).unwrap().is_empty());
+            assert!(own.builtin.remove("nvme"));
+            let error = own.closure(&names).unwrap_err().to_string();
+            assert!(error.contains("no module `nvme`") && error.contains("`nvme?`"), "{error}");
+        }
+        // One that has it gets it, first.
+        assert_eq!(names(&kernel(), &["erofs?", "dm_mod?", "nvme?"]), ["erofs", "dm_mod"]);
     }
 
     #[test]
