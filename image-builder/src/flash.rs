@@ -13,7 +13,7 @@ use map::{ALIGNMENT, Map, PIECE, Piece};
 use nix::fcntl::OFlag;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -135,6 +135,7 @@ pub fn length(path: &Path) -> Result<u64> {
 /// # Errors
 /// What failed; nothing starts from the device then, unless nothing was written yet, which the message says.
 pub fn flash(job: &Job<'_>, watch: &dyn Watch) -> Result<Done> {
+    look(job).context("nothing was written")?;
     let has = length(job.device)?;
     if let Some(map) = job.map {
         fits(map.bytes, has)?;
@@ -142,18 +143,42 @@ pub fn flash(job: &Job<'_>, watch: &dyn Watch) -> Result<Done> {
         fits(length(job.image)?, has)?;
     }
     let target = Target::open(job.device)?;
+    put(job, &target, has, watch)
+        .with_context(|| format!("{} holds nothing that starts now; flash it again", target.name))
+}
+
+/// Whether the image is one, and not what it would overwrite.
+///
+/// # Errors
+/// If not.
+pub fn look(job: &Job<'_>) -> Result<()> {
+    let what = || format!("look at {}", job.image.display());
+    let meta = std::fs::metadata(job.image).with_context(what)?;
+    ensure!(!meta.is_dir(), "{} is a folder, not an image", job.image.display());
+    let device = std::fs::metadata(job.device).with_context(|| {
+        format!("look at {} (`farhold devices` lists what is there)", job.device.display())
+    })?;
+    let place = |meta: &std::fs::Metadata| (meta.dev(), meta.ino());
+    ensure!(place(&meta) != place(&device), "{} is the image itself", job.device.display());
+    let mut start = vec![0; ALIGNMENT as usize];
+    let got = source(job.image)?.get(0, &mut start).with_context(|| reading(job.image))?;
+    ensure!(got > 0, "the image {} is empty", job.image.display());
+    Ok(())
+}
+
+fn put(job: &Job<'_>, target: &Target, has: u64, watch: &dyn Watch) -> Result<Done> {
     let mut first = Buffer::new();
     target.write(first.part((1 << 20).min(has / ALIGNMENT * ALIGNMENT) as usize), 0)?;
     target.sync()?;
-    let (pieces, bytes) = copy(job, &target, (has, &mut first), watch)?;
+    let (pieces, bytes) = copy(job, target, (has, &mut first), watch)?;
     target.sync()?;
-    check(job, &target, &pieces[1..], watch)?;
+    check(job, target, &pieces[1..], watch)?;
     cancelled(job)?;
     // Now everything that the first piece leads to is there.
     target.write(first.contents(), 0)?;
     watch.written(first.contents().len() as u64);
     target.sync()?;
-    check(job, &target, &pieces[..1], watch)?;
+    check(job, target, &pieces[..1], watch)?;
     Ok(Done { bytes, written: pieces.iter().map(|piece| piece.bytes).sum() })
 }
 
@@ -173,11 +198,7 @@ fn packed(image: &Path) -> bool {
 }
 
 fn cancelled(job: &Job<'_>) -> Result<()> {
-    ensure!(
-        !job.cancel.load(Ordering::Relaxed),
-        "cancelled: {} holds nothing that starts; flash it again",
-        job.device.display()
-    );
+    ensure!(!job.cancel.load(Ordering::Relaxed), "cancelled");
     Ok(())
 }
 
@@ -222,16 +243,10 @@ fn copy(
 
 /// Reads the image in order and sends its pieces; gives the image's length.
 fn read(job: &Job<'_>, has: u64, send: &SyncSender<Loaded>, spare: &Receiver<Buffer>) -> Result<u64> {
-    let what = || format!("read {}", job.image.display());
-    let file = File::open(job.image).with_context(what)?;
-    let mut source: Box<dyn Source> = if packed(job.image) {
-        Box::new(Unpacked { decoder: zstd::Decoder::new(file).with_context(what)?, at: 0 })
-    } else {
-        Box::new(file)
-    };
+    let mut source = source(job.image)?;
     let mut pass = |start: u64, bytes: u64, wanted: Option<Digest>| -> Result<u64> {
         let Ok(mut buffer) = spare.recv() else { return Ok(0) };
-        let got = source.get(start, buffer.part(bytes as usize)).with_context(what)?;
+        let got = source.get(start, buffer.part(bytes as usize)).with_context(|| reading(job.image))?;
         buffer.part(got);
         if got == 0 {
             return Ok(0);
@@ -261,11 +276,27 @@ fn read(job: &Job<'_>, has: u64, send: &SyncSender<Loaded>, spare: &Receiver<Buf
         let most = if at == 0 { 1 << 20 } else { PIECE };
         let got = pass(at, most, None)?;
         at += got;
-        ensure!(at <= has, "the image is longer than the device: what was written starts nothing");
+        ensure!(at <= has, "the image is longer than the device");
         if got < most {
             return Ok(at);
         }
     }
+}
+
+fn reading(image: &Path) -> String {
+    let packed =
+        if packed(image) { ": it is cut off, damaged, or not packed by zstd; fetch it again" } else { "" };
+    format!("read {}{packed}", image.display())
+}
+
+fn source(image: &Path) -> Result<Box<dyn Source>> {
+    let what = || format!("read {}", image.display());
+    let file = File::open(image).with_context(what)?;
+    Ok(if packed(image) {
+        Box::new(Unpacked { decoder: zstd::Decoder::new(file).with_context(what)?, at: 0 })
+    } else {
+        Box::new(file)
+    })
 }
 
 /// An image, read in ascending order.

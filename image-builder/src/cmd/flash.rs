@@ -56,6 +56,8 @@ impl FlashCmd {
     pub fn run(&self) -> Result<ExitCode> {
         let map = Map::read_beside(&self.image)?;
         let lost = self.look()?;
+        let job = Job { image: &self.image, device: &self.device, map: map.as_ref(), cancel: &CANCEL };
+        flash::look(&job)?;
         let bytes = match &map {
             Some(map) => map.used(),
             None => flash::length(&self.image)?,
@@ -67,7 +69,6 @@ impl FlashCmd {
         let progress = if self.json { Progress::quiet() } else { Progress::stderr() };
         let bars = Bars { write: progress.bytes("write", bytes), check: progress.bytes("read back", bytes) };
         let began = Instant::now();
-        let job = Job { image: &self.image, device: &self.device, map: map.as_ref(), cancel: &CANCEL };
         let done = flash::flash(&job, &bars)?;
         drop(bars);
         let seconds = began.elapsed().as_secs_f64();
@@ -93,7 +94,9 @@ impl FlashCmd {
     fn look(&self) -> Result<String> {
         let device = &self.device;
         let Some((name, partition)) = inuse::whole(device) else {
-            let meta = std::fs::metadata(device).with_context(|| format!("look at {}", device.display()))?;
+            let meta = std::fs::metadata(device).with_context(|| {
+                format!("look at {} (`farhold devices` lists what is there)", device.display())
+            })?;
             ensure!(meta.is_file(), "{} is no disk and no file; see farhold devices", device.display());
             return Ok(format!("{} (a file of {} MiB)", device.display(), meta.len() >> 20));
         };

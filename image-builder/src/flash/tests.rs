@@ -87,8 +87,8 @@ fn a_cancelled_flash_leaves_nothing_that_starts() {
     let (_folder, image, device, map) = setup();
     let counts = Counts { cancel_at: Some((4 << 20, &CANCEL)), ..Counts::default() };
     let job = Job { cancel: &CANCEL, ..job(&image, &device, Some(&map)) };
-    let error = flash(&job, &counts).unwrap_err().to_string();
-    assert!(error.starts_with("cancelled: ") && error.contains("flash it again"), "{error}");
+    let error = format!("{:#}", flash(&job, &counts).unwrap_err());
+    assert!(error.ends_with("holds nothing that starts now; flash it again: cancelled"), "{error}");
     assert!(std::fs::read(&device).unwrap()[..1 << 20].iter().all(|byte| *byte == 0));
 }
 
@@ -98,7 +98,7 @@ fn a_damaged_image_is_refused_and_nothing_starts() {
     let mut bytes = std::fs::read(&image).unwrap();
     bytes[12 << 20] ^= 1;
     std::fs::write(&image, bytes).unwrap();
-    let error = flash(&job(&image, &device, Some(&map)), &Counts::default()).unwrap_err().to_string();
+    let error = format!("{:#}", flash(&job(&image, &device, Some(&map)), &Counts::default()).unwrap_err());
     assert!(error.contains("is not what its builder declared"), "{error}");
     assert!(std::fs::read(&device).unwrap()[..1 << 20].iter().all(|byte| *byte == 0));
 }
@@ -112,4 +112,48 @@ fn a_device_that_is_too_small_is_refused_before_anything_is_written() {
         assert_eq!(error, "the image has 40 MiB, the device only 1 MiB: nothing was written");
     }
     assert!(std::fs::read(&device).unwrap().iter().all(|byte| *byte == 0xaa));
+}
+
+#[test]
+fn what_is_no_image_is_refused_before_anything_is_written() {
+    let (folder, image, device, _) = setup();
+    let before = std::fs::read(&device).unwrap();
+    let at = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+        folder.path().join(name)
+    };
+    let cases = [
+        (folder.path().join("none.img"), "No such file"),
+        (folder.path().to_owned(), "is a folder, not an image"),
+        (at("empty.img", b""), "is empty"),
+        (at("junk.img.zst", b"junk"), "is cut off, damaged, or not packed by zstd"),
+        (device.clone(), "is the image itself"),
+    ];
+    for (image, why) in cases {
+        let error = format!("{:#}", flash(&job(&image, &device, None), &Counts::default()).unwrap_err());
+        assert!(error.starts_with("nothing was written: ") && error.contains(why), "{error}");
+        assert!(std::fs::read(&device).unwrap() == before, "{error}");
+    }
+    let gone = folder.path().join("gone");
+    let error = format!("{:#}", flash(&job(&image, &gone, None), &Counts::default()).unwrap_err());
+    assert!(error.contains("`farhold devices`"), "{error}");
+}
+
+#[test]
+fn a_packed_image_that_is_cut_off_leaves_nothing_that_starts() {
+    let (folder, _, device, _) = setup();
+    // Bytes that zstd cannot shorten, so that the cut is not in the first of them.
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    });
+    let noise: Vec<u8> = noise.take(8 << 20).collect();
+    let whole = zstd::encode_all(noise.as_slice(), 1).unwrap();
+    let cut = folder.path().join("cut.img.zst");
+    std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let error = format!("{:#}", flash(&job(&cut, &device, None), &Counts::default()).unwrap_err());
+    assert!(error.contains("device holds nothing that starts now; flash it again: "), "{error}");
+    assert!(error.contains("is cut off, damaged"), "{error}");
+    assert!(std::fs::read(&device).unwrap()[..1 << 20].iter().all(|byte| *byte == 0));
 }
