@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::stick::Stick;
-use crate::{early, fetch_file, host_keys, kubernetes, offline, pair, render, run};
+use crate::{early, fetch_file, host_keys, kubernetes, offline, pair, pairing, render, run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use formats::status::{SOCKET, Status, Why};
@@ -45,6 +45,8 @@ enum Command {
     Why(Output),
     /// The two nodes of a site: their state, hand-over, repair
     Ha(pair::Ha),
+    /// Make this node one of a pair, by a code that both are told
+    Pair(pairing::Pair),
     /// Kubernetes on this node of a site: run it, let its pods leave
     K3s(kubernetes::K3s),
     /// Be the third voter of two-node sites
@@ -115,6 +117,7 @@ pub fn main() -> ExitCode {
         Command::Status(output) => status(&output),
         Command::Why(output) => why(&output),
         Command::Ha(ha) => ha.run(),
+        Command::Pair(pair) => pair.run(),
         Command::K3s(k3s) => k3s.run(),
         Command::Witness(witness) => witness.run(),
         Command::Update(update) => do_update(&update),

@@ -18,6 +18,7 @@ mod offline;
 mod pair;
 mod pair_text;
 mod pair_view;
+mod pairing;
 mod render;
 mod reports;
 mod restart;

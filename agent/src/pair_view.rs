@@ -8,8 +8,9 @@ use std::path::Path;
 /// What the pair's process says; nothing if this node was not enrolled in one.
 pub fn look() -> Option<HaStatus> {
     let path = Path::new(crate::pair::CONFIG);
+    let pairing = crate::pairing::look().map(|text| format!("pairing: {text}"));
     if !path.exists() {
-        return None;
+        return pairing.map(|text| HaStatus { text, ..HaStatus::default() });
     }
     let said = Config::read(path).and_then(|config| {
         let mut status = act::ask(&config.run, Ask::Status)?;
@@ -20,6 +21,9 @@ pub fn look() -> Option<HaStatus> {
         |error| HaStatus { text: format!("NOT RUNNING: {error:#}"), ..HaStatus::default() },
         |status| line(&status),
     );
+    if let Some(pairing) = pairing {
+        status.text = format!("{pairing}; {}", status.text);
+    }
     status.agent_bytes = memory_bytes().unwrap_or_default();
     if status.agent_bytes > 0 {
         status.text += &format!("; the agent takes {} MiB", status.agent_bytes.div_ceil(1 << 20));

@@ -65,15 +65,6 @@ pub const SITE_FILE_MAX: u64 = 64 << 10;
 /// [`SITE_FILE`]. What it does not say is as the image has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteFile {
-    /// Name of the site, also at [`SITE`].
-    #[serde(default)]
-    pub site: Option<String>,
-    /// Name of this node.
-    #[serde(default)]
-    pub node: Option<String>,
-    /// For whoever enrols the device.
-    #[serde(default)]
-    pub enrolment_token: Option<String>,
     /// Carriers instead of the profile's, the most wanted first.
     #[serde(default)]
     pub carriers: Option<Vec<CarrierSettings>>,

@@ -48,6 +48,7 @@ pub mod loader;
 pub mod manifest;
 pub mod mqtt;
 pub mod object;
+pub mod pairing;
 pub mod payload;
 pub mod pull;
 pub mod report;

@@ -19,6 +19,8 @@ pub const VOLUME: &str = "FARHOLD";
 pub const SITE: &str = "site.yaml";
 /// Folder of site configurations by serial number or MAC address.
 pub const SITES: &str = "sites";
+/// Folder of the secrets of pairs, one file a site, drawn when the first of its two nodes is installed.
+pub const PAIRS: &str = "pairs";
 /// Folder of the release.
 pub const RELEASE: &str = "release";
 /// Folder of logs, one file an installation.
@@ -58,6 +60,9 @@ pub struct Plan {
     pub menu_s: u32,
     /// Which disk is meant where the site says nothing.
     pub target: Rules,
+    /// Whether the image can be a node of a pair, so that a dialogue asks.
+    #[serde(default)]
+    pub pair: bool,
 }
 
 /// Rules for the target disk. What is absent is not asked.

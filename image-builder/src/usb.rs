@@ -3,6 +3,7 @@
 //! installer works; layout and names are `formats::stick`.
 
 use crate::execute::RELEASE;
+use crate::execute::report::Report;
 use crate::flash::map::{self, Map};
 use crate::image::initrd;
 use crate::image::pe::Pe;
@@ -20,7 +21,9 @@ use formats::repository as names;
 use formats::sparse::Sparse;
 use formats::stick::{self, Contents, Plan, Rules};
 use installer::release::Release;
+use installer::site::{self, Site};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -71,6 +74,7 @@ pub struct Stick {
 /// # Errors
 /// If the folder is not what a build leaves, the release is not good, or a site's file makes no sense.
 pub fn make(input: &Input<'_>, progress: &Progress) -> Result<Stick> {
+    let sites = sites(input)?;
     let folder = input.folder.join(RELEASE);
     let roots = read(&folder.join(names::ROOTS))?;
     let plan = plan(input, &folder)?;
@@ -83,7 +87,6 @@ pub fn make(input: &Input<'_>, progress: &Progress) -> Result<Stick> {
     })?;
     drop(bar);
     let boot = boot_image(input, &folder, &release, (&plan, &roots))?;
-    let sites = sites(input)?;
     let mut files = release_files(&folder)?;
     let contents = Contents {
         format: 1,
@@ -121,6 +124,7 @@ fn plan(input: &Input<'_>, release: &Path) -> Result<Plan> {
         verity_bytes: bytes(Slot::A.verity_label())?,
         menu_s: 0,
         target: input.rules.clone(),
+        pair: Report::read(input.folder)?.pair,
         product: manifest.product,
         board: manifest.board,
         arch: manifest.arch,
@@ -193,10 +197,12 @@ fn os_release(plan: &Plan) -> String {
 /// Site configurations with their names on the stick, each read as the installer will.
 fn sites(input: &Input<'_>) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
+    let mut pairs = Pairs::default();
     let mut add = |path: &Path, name: String| -> Result<()> {
         let bytes = read(path)?;
         let text = std::str::from_utf8(&bytes).with_context(|| format!("{} is no text", path.display()))?;
-        installer::site::Site::parse(text).with_context(|| path.display().to_string())?;
+        let site = Site::parse(text).with_context(|| path.display().to_string())?;
+        pairs.add(path, &site)?;
         found.push((name, bytes));
         Ok(())
     };
@@ -204,14 +210,44 @@ fn sites(input: &Input<'_>) -> Result<Vec<(String, Vec<u8>)>> {
         add(path, stick::SITE.to_owned())?;
     }
     if let Some(folder) = input.sites {
+        let mut machines = BTreeMap::new();
         for path in sorted(folder)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.ends_with(".yaml") || name.ends_with(".yml") {
-                add(&path, format!("{}/{name}", stick::SITES))?;
+            let Some(machine) = site::machine(&name) else { continue };
+            if let Some(other) = machines.insert(machine, path.clone()) {
+                bail!(
+                    "{} and {} are for one machine: case and punctuation do not count; remove one of them",
+                    other.display(),
+                    path.display()
+                );
             }
+            add(&path, format!("{}/{name}", stick::SITES))?;
+        }
+        if machines.is_empty() {
+            bail!("{} has no site's file: name them SERIAL.yaml or MAC.yaml", folder.display());
         }
     }
     Ok(found)
+}
+
+/// The pairs that the files declare by the names of their sites.
+#[derive(Default)]
+struct Pairs(BTreeMap<(String, &'static str), PathBuf>);
+
+impl Pairs {
+    fn add(&mut self, path: &Path, site: &Site) -> Result<()> {
+        let (Some(name), Some(pair)) = (site.shared(), &site.pair) else { return Ok(()) };
+        let role = pair.role.name();
+        match self.0.insert((name.to_owned(), role), path.to_owned()) {
+            Some(other) => bail!(
+                "{} and {} are both the {role} node of site {name:?}: one must be the {}",
+                other.display(),
+                path.display(),
+                if role == "first" { "second" } else { "first" }
+            ),
+            None => Ok(()),
+        }
+    }
 }
 
 fn release_files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
@@ -337,3 +373,41 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 const README: &str = include_str!("usb/README.TXT");
 const EXAMPLE: &str = include_str!("usb/site.example.yaml");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: &str = "site: north\npair: {role: first, address: 10.77.0.1}\n";
+    const SECOND: &str = "site: north\npair: {role: second, address: 10.77.0.2, peer: 10.77.0.1}\n";
+
+    fn taken(files: &[(&str, &str)]) -> Result<usize> {
+        let folder = tempfile::tempdir()?;
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text)?;
+        }
+        let nowhere = Path::new("/nonexistent");
+        let sites = Some(folder.path());
+        let input = Input { folder: nowhere, installer: nowhere, site: None, sites, rules: Rules::default() };
+        Ok(super::sites(&input)?.len())
+    }
+
+    #[test]
+    fn files_of_sites_are_checked_before_anything_is_made() {
+        let windows = "\u{feff}node: a\r\nsite: b\r\n";
+        let good = [("GX-12.yaml", FIRST), ("GX-13.yml", SECOND), ("x.yaml", windows), ("notes.txt", "\t")];
+        assert_eq!(taken(&good).unwrap(), 3);
+        let cases: [(&[(&str, &str)], &str); 6] = [
+            (&[("GX-12.yaml", FIRST), ("gx12.yml", SECOND)], "are for one machine"),
+            (&[("GX-12.yaml", FIRST), ("GX-13.yml", FIRST)], "are both the first node of site \"north\""),
+            (&[("GX-12.yaml", "node: a\nnetz: []\n")], "GX-12.yaml: "),
+            (&[("GX-12.yaml", "disk:\n\texisting: erase\n")], "GX-12.yaml: "),
+            (&[("GX-12.yaml", "network: [{mac: '52:54:00:12:34'}]\n")], "mac `52:54:00:12:34`"),
+            (&[("notes.txt", "")], "has no site's file"),
+        ];
+        for (files, why) in cases {
+            let error = format!("{:#}", taken(files).unwrap_err());
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

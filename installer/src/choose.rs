@@ -187,16 +187,9 @@ mod tests {
 
     fn disk(device: &str, bus: &str, gib: u64) -> Candidate {
         Candidate {
-            device: device.into(),
-            bytes: gib << 30,
-            sector: 512,
-            bus: bus.into(),
             model: "DISK".into(),
             serial: format!("S{gib}"),
-            removable: false,
-            read_only: false,
-            started: false,
-            contents: Contents::Empty,
+            ..crate::samples::disk(device, bus, gib, Contents::Empty)
         }
     }
 

@@ -3,14 +3,15 @@
 use crate::choose::{Candidate, Existing};
 use crate::console::Console;
 use crate::inspect::Contents;
-use crate::site::{Link, Site};
-use anyhow::Result;
+use crate::site::{Link, Pair, Site};
+use anyhow::{Context, Result};
+use formats::pairing::{self, Role};
 
 /// Asks until a whole answer is there.
 ///
 /// # Errors
 /// If there is no console.
-pub fn ask(console: &mut Console, disks: &[Candidate]) -> Result<Site> {
+pub fn ask(console: &mut Console, disks: &[Candidate], pair: bool) -> Result<Site> {
     loop {
         let mut site = Site::default();
         let Some(disk) = ask_disk(console, disks)? else { continue };
@@ -32,11 +33,36 @@ pub fn ask(console: &mut Console, disks: &[Candidate]) -> Result<Site> {
                 ..Link::default()
             });
         }
+        if pair {
+            site.pair = ask_pair(console)?;
+        }
         match site.checked() {
             Ok(()) => return Ok(site),
             Err(error) => console.say(&format!("{error:#}; please again")),
         }
     }
+}
+
+fn ask_pair(console: &mut Console) -> Result<Option<Pair>> {
+    let role =
+        match console.ask("One of two machines? 1: the first, 2: the second (Enter: neither)")?.as_str() {
+            "1" => Role::First,
+            "2" => Role::Second,
+            _ => return Ok(None),
+        };
+    let mut pair = Pair { role, address: None, peer: None, code: None, witness: None };
+    if role == Role::First {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).context("get random bytes from the kernel")?;
+        let code = pairing::code(bytes);
+        console.say(&format!("The second machine will ask for this code: {code}"));
+        pair.code = Some(code);
+        return Ok(Some(pair));
+    }
+    let peer = console.ask("Address of the first machine, as 192.0.2.10:")?;
+    pair.peer = peer.parse().ok();
+    pair.code = Some(console.ask("Code that the first machine showed:")?);
+    Ok(Some(pair))
 }
 
 fn ask_disk<'a>(console: &mut Console, disks: &'a [Candidate]) -> Result<Option<&'a Candidate>> {

@@ -113,19 +113,24 @@ fn with_stick(
     let version = release.manifest.version.clone();
     console.say(&format!("Release: {} {version} for {}, signatures good", plan.product, plan.board));
     let disks = machine::disks(plan.arch, *started)?;
-    let site = match stick.site(&ids)? {
+    let mut site = match stick.site(&ids)? {
         Some((file, site)) => {
             console.say(&format!("Site: {file}"));
             site
         }
         None => match meant {
-            Meant::Chosen => dialogue::ask(console, &disks)?,
+            Meant::Chosen => dialogue::ask(console, &disks, plan.pair)?,
             Meant::This { .. } => Site::default(),
         },
     };
     let chosen = target(plan, disks, &site, meant)?;
     let keep = if chosen.keep { "; its data stays" } else { "" };
     console.say(&format!("Disk: {}{keep}", chosen.disk.text()));
+    if let Some(secret) = site.shared().map(|name| stick.pair_secret(name)).transpose()?
+        && let Some(pair) = &mut site.pair
+    {
+        pair.code = Some(secret);
+    }
     let installer = stick.installer(&esp::boot_loader_paths(plan.arch)[0])?;
     let prepared = prepare(console, (plan, &chosen), release, &installer)?;
     let mut disk = BlockDevice::open(Path::new(&chosen.disk.device), true)?;
@@ -277,22 +282,7 @@ fn words(step: Step) -> &'static str {
 mod tests {
     use super::*;
     use crate::inspect::{Extent, Parts};
-    use formats::arch::Arch;
-
-    fn disk(device: &str, contents: Contents) -> Candidate {
-        Candidate {
-            device: device.into(),
-            bytes: 64 << 30,
-            sector: 512,
-            bus: "usb".into(),
-            model: String::new(),
-            serial: String::new(),
-            removable: false,
-            read_only: false,
-            started: false,
-            contents,
-        }
-    }
+    use crate::samples::{disk, plan};
 
     #[test]
     fn the_disk_whose_menu_asked_is_meant_whatever_the_site_says() {
@@ -300,26 +290,16 @@ mod tests {
         let guid = Guid::from_disk(&[1; 16]);
         let parts =
             Parts { esp: extent, root: [extent; 2], verity: [extent; 2], state: extent, state_guid: guid };
-        let disks = vec![disk("/dev/sda", Contents::Empty), disk("/dev/sdb", Contents::Farhold(parts))];
-        let plan = Plan {
-            format: 1,
-            product: "edge".into(),
-            board: "vm".into(),
-            arch: Arch::X86_64,
-            version: "1.0.0".into(),
-            esp_bytes: 2 << 20,
-            root_bytes: 4 << 20,
-            verity_bytes: 1 << 20,
-            menu_s: 0,
-            target: Rules::default(),
-        };
+        let disks = [("/dev/sda", Contents::Empty), ("/dev/sdb", Contents::Farhold(parts))]
+            .map(|(device, contents)| disk(device, "usb", 64, contents))
+            .to_vec();
         let site = Site::parse("disk: {bus: [nvme], serial: another}").unwrap();
         let asked = |existing| {
             let meant = Meant::This { device: "/dev/sdb".into(), existing };
-            target(&plan, disks.clone(), &site, &meant).map(|chosen| (chosen.disk.device, chosen.keep))
+            target(&plan(), disks.clone(), &site, &meant).map(|chosen| (chosen.disk.device, chosen.keep))
         };
         assert_eq!(asked(Existing::Keep).unwrap(), ("/dev/sdb".into(), true));
         assert_eq!(asked(Existing::Erase).unwrap(), ("/dev/sdb".into(), false));
-        assert!(target(&plan, disks.clone(), &site, &Meant::Chosen).is_err());
+        assert!(target(&plan(), disks.clone(), &site, &Meant::Chosen).is_err());
     }
 }

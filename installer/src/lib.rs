@@ -16,6 +16,8 @@ pub mod machine;
 mod recovery;
 pub mod release;
 mod run;
+#[cfg(test)]
+mod samples;
 pub mod site;
 mod stick;
 pub mod write;

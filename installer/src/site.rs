@@ -5,6 +5,7 @@ use crate::choose::Existing;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use formats::device::{SITE_MAX, check_carriers};
 use formats::gpt::Guid;
+use formats::pairing::{Request, Role, SECRET_MIN, Witness};
 use formats::seed::{Seed, SeedFile};
 use formats::stick::{Prefer, Rules};
 use formats::tariff::CarrierSettings;
@@ -34,12 +35,9 @@ pub struct Site {
     /// Proxy for HTTP and HTTPS, as `http://192.0.2.1:3128`.
     #[serde(default)]
     pub proxy: Option<String>,
-    /// What the two nodes of a pair know each other by.
+    /// One of a pair, and which.
     #[serde(default)]
-    pub pair: Option<Value>,
-    /// Given to whoever enrols the device.
-    #[serde(default)]
-    pub enrolment_token: Option<String>,
+    pub pair: Option<Pair>,
     /// Carriers of updates instead of the profile's, as [`CarrierSettings`].
     #[serde(default)]
     pub carriers: Option<Value>,
@@ -96,6 +94,26 @@ pub struct Link {
     pub dns: Vec<String>,
 }
 
+/// One node of a pair.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    /// Which of the two.
+    pub role: Role,
+    /// This node's fixed address; absent for the first of `network`.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+    /// The first node's address, for the second.
+    #[serde(default)]
+    pub peer: Option<IpAddr>,
+    /// A code that both nodes' files have; absent for a secret that the stick draws and keeps for the other.
+    #[serde(default)]
+    pub code: Option<String>,
+    /// The third voter, for the first.
+    #[serde(default)]
+    pub witness: Option<Witness>,
+}
+
 /// What happens after an installation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -107,15 +125,30 @@ pub enum WhenDone {
     Reboot,
 }
 
-/// The file of `sites` that is meant for a machine with these serial numbers and MAC addresses, serial numbers first.
-/// Case and punctuation do not count: FAT takes no colons.
-pub fn pick<'a>(names: &'a [String], ids: &[String]) -> Option<&'a String> {
-    let plain = |text: &str| -> String {
-        text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
-    };
-    let stem = |name: &str| name.strip_suffix(".yaml").or(name.strip_suffix(".yml")).map(plain);
-    let ids = ids.iter().map(|id| plain(id)).filter(|id| !id.is_empty());
-    ids.into_iter().find_map(|id| names.iter().find(|name| stem(name).as_ref() == Some(&id)))
+/// The file of `sites` that is meant for a machine with these serial numbers and MAC addresses. Case and punctuation do
+/// not count: FAT takes no colons.
+///
+/// # Errors
+/// If more than one is.
+pub fn pick<'a>(names: &'a [String], ids: &[String]) -> Result<Option<&'a String>> {
+    let ids: Vec<String> = ids.iter().map(|id| plain(id)).filter(|id| !id.is_empty()).collect();
+    let mut meant = names.iter().filter(|name| machine(name).is_some_and(|stem| ids.contains(&stem)));
+    match (meant.next(), meant.next()) {
+        (Some(one), Some(other)) => bail!("{one} and {other} are both for this machine; remove one of them"),
+        (one, _) => Ok(one),
+    }
+}
+
+/// The machine that a file of `sites` is meant for, as [`pick`] compares it; `None` if it is no site's file.
+pub fn machine(name: &str) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    // Windows and macOS leave files of their own beside those that they copy.
+    let own = !name.starts_with('.');
+    lower.strip_suffix(".yaml").or(lower.strip_suffix(".yml")).filter(|_| own).map(plain)
+}
+
+fn plain(text: &str) -> String {
+    text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
 impl Site {
@@ -157,7 +190,37 @@ impl Site {
         for (n, link) in self.network.iter().enumerate() {
             link.check().with_context(|| format!("network {}", n + 1))?;
         }
-        self.carriers.as_ref().map_or(Ok(()), check_known_carriers)
+        self.carriers.as_ref().map_or(Ok(()), check_known_carriers)?;
+        // Of whatever secret the stick will have.
+        self.request(&"0".repeat(SECRET_MIN)).map(drop)
+    }
+
+    /// What the pairing on the device is told, if this is one of a pair; `drawn` is the stick's secret, for a file without
+    /// a code.
+    ///
+    /// # Errors
+    /// If the file lacks something, or a value makes no sense.
+    pub fn request(&self, drawn: &str) -> Result<Option<Request>> {
+        let Some(Pair { role, address, peer, code, witness }) = self.pair.clone() else { return Ok(None) };
+        let own = self.network.iter().flat_map(|link| &link.addresses).next();
+        let own = own.and_then(|text| text.split('/').next()?.parse().ok());
+        let address = address.or(own);
+        let address =
+            address.context("pair: needs a fixed address of this node, as `address` or in `network`")?;
+        ensure!(
+            code.is_some() || self.site.is_some(),
+            "pair: needs `site` with the same name in both nodes' files, or the same `code`"
+        );
+        let secret = code.unwrap_or_else(|| drawn.to_owned());
+        let request = Request { role, address, peer, secret, witness };
+        request.check().map_err(|why| anyhow!(why))?;
+        Ok(Some(request))
+    }
+
+    /// Name of the site whose two nodes share a secret on the stick; `None` if none is needed.
+    pub fn shared(&self) -> Option<&str> {
+        let needed = self.pair.as_ref().is_some_and(|pair| pair.code.is_none());
+        self.site.as_deref().filter(|_| needed)
     }
 
     /// The rules for the target: the site's where it says something, else the profile's.
@@ -201,14 +264,13 @@ impl Site {
             text.push_str("no_proxy=\"localhost,127.0.0.0/8,::1\"\nNO_PROXY=\"localhost,127.0.0.0/8,::1\"\n");
             add("site.env", 0o600, text);
         }
-        let said = [&self.pair, &self.carriers].iter().any(|value| value.is_some())
-            || [&self.site, &self.enrolment_token].iter().any(|text| text.is_some());
-        if said {
-            let value = json!({
-                "site": self.site, "node": self.node, "pair": self.pair,
-                "enrolment_token": self.enrolment_token, "carriers": self.carriers,
-            });
+        if let Some(carriers) = &self.carriers {
+            let value = json!({ "carriers": carriers });
             add("site.json", 0o600, serde_json::to_string_pretty(&value).context("encode site.json")? + "\n");
+        }
+        if let Some(request) = self.request("")? {
+            let text = serde_json::to_string_pretty(&request).context("encode what the pairing is told")?;
+            add("pair.json", 0o600, text + "\n");
         }
         Ok(seed)
     }
@@ -244,6 +306,14 @@ impl Link {
         if let Some(bad) = self.interface.iter().chain(&self.mac).find(|text| text.is_empty() || !plain(text))
         {
             bail!("`{bad}`: must be an adapter's name, a pattern as en*, or a hardware address");
+        }
+        if let Some(mac) = &self.mac {
+            let parts: Vec<&str> = mac.split([':', '-']).collect();
+            let hex = |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            ensure!(
+                parts.len() == 6 && parts.iter().all(hex),
+                "mac `{mac}`: must be six pairs of digits, as 52:54:00:12:34:56"
+            );
         }
         for address in &self.addresses {
             let (ip, prefix) = address.split_once('/').unwrap_or((address, ""));
@@ -297,7 +367,6 @@ network:
   - {interface: 'wwan*'}
 proxy: http://192.0.2.1:3128
 pair: {role: first, code: 1234-5678}
-enrolment_token: abc
 carriers: [{name: sat, source: 'https://updates.example/r', day_kib: 100, price: {currency: EUR, millis_per_mib: 5}}]
 when_done: reboot
 ";
@@ -321,9 +390,9 @@ when_done: reboot
         );
         assert_eq!(text("site"), "north\n");
         assert!(text("site.env").contains("https_proxy=\"http://192.0.2.1:3128\"\n"));
-        let json: Value = serde_json::from_str(text("site.json")).unwrap();
-        assert_eq!((&json["pair"]["code"], &json["enrolment_token"]), (&json!("1234-5678"), &json!("abc")));
-        let left: SiteFile = serde_json::from_value(json).unwrap();
+        let pair: Request = serde_json::from_str(text("pair.json")).unwrap();
+        assert_eq!((pair.role, pair.secret.as_str()), (Role::First, "1234-5678"));
+        let left: SiteFile = serde_json::from_str(text("site.json")).unwrap();
         assert_eq!(left.carriers.unwrap()[0].day_kib, Some(100));
     }
 
@@ -354,6 +423,18 @@ when_done: reboot
                 "`x` is not known",
             ),
             ("proxy: 192.0.2.1", "must be as http://HOST:PORT"),
+            ("pair: {role: third}", "third"),
+            ("pair: {role: first, code: 1234-5678}", "needs a fixed address"),
+            ("pair: {role: first, address: 10.0.0.1}", "needs `site` with the same name"),
+            ("pair: {role: first, address: 10.0.0.1, code: 123}", "has 3 letters and digits"),
+            ("site: a\npair: {role: second, address: 10.0.0.2}", "must have the first one's address"),
+            (
+                "site: a\npair: {role: first, address: 10.0.0.1, peer: 10.0.0.2}",
+                "only the second node has it",
+            ),
+            ("enrolment_token: abc", "enrolment_token"),
+            ("network: [{mac: '52:54:00:12:34'}]", "six pairs of digits"),
+            ("network: [{mac: '52:54:00:12:34:5g'}]", "six pairs of digits"),
         ] {
             let error = format!("{:#}", Site::parse(text).unwrap_err());
             assert!(error.contains(why), "{text}: {error}");
@@ -361,11 +442,28 @@ when_done: reboot
     }
 
     #[test]
-    fn a_machine_finds_its_file_by_serial_number_before_mac_address() {
+    fn a_machine_finds_its_file_by_serial_number_or_mac_address() {
         let names = ["52-54-00-AB-CD-EF.yaml", "GX 12.yml", "readme.txt"].map(str::to_owned);
         let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
-        assert_eq!(pick(&names, &ids(&["gx12", "52:54:00:ab:cd:ef"])), Some(&names[1]));
-        assert_eq!(pick(&names, &ids(&["other", "52:54:00:ab:cd:ef"])), Some(&names[0]));
-        assert_eq!(pick(&names, &ids(&["", "readme"])), None);
+        let found = |wanted: &[&str]| pick(&names, &ids(wanted)).unwrap();
+        assert_eq!(found(&["gx12", "52:54:00:ab:cd:00"]), Some(&names[1]));
+        assert_eq!(found(&["other", "52:54:00:ab:cd:ef"]), Some(&names[0]));
+        assert_eq!(found(&["", "readme"]), None);
+        let two = pick(&names, &ids(&["gx12", "52:54:00:ab:cd:ef"])).unwrap_err().to_string();
+        assert!(two.contains("are both for this machine; remove one of them"), "{two}");
+        assert_eq!((machine("._GX-12.yaml"), machine("gx-12.YAML")), (None, Some("gx12".to_owned())));
+    }
+
+    #[test]
+    fn what_windows_makes_of_a_file_is_taken_and_a_tab_is_named() {
+        let windows = format!("\u{feff}{}", WHOLE.replace('\n', "\r\n"));
+        assert_eq!(Site::parse(&windows).unwrap(), Site::parse(WHOLE).unwrap());
+        let tab = format!("{:#}", Site::parse("node: a\ndisk:\n\texisting: erase\n").unwrap_err());
+        assert!(tab.contains("line 3") && tab.to_lowercase().contains("tab"), "{tab}");
+        let unknown = format!("{:#}", Site::parse("node: a\nnetz: []\n").unwrap_err());
+        assert!(
+            unknown.contains("netz") && unknown.contains("line 2") && unknown.contains("network"),
+            "{unknown}"
+        );
     }
 }

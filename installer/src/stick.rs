@@ -5,6 +5,7 @@ use crate::site::{self, FILE_MAX, Site};
 use anyhow::{Context, Result, bail, ensure};
 use formats::gpt::Guid;
 use formats::hex;
+use formats::pairing::{self, SECRET_MAX, SECRET_MIN};
 use formats::stick::{self, Contents};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use sha2::{Digest, Sha256};
@@ -93,7 +94,7 @@ impl Stick {
                 list.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())).collect()
             })
             .unwrap_or_default();
-        let path = match site::pick(&names, ids) {
+        let path = match site::pick(&names, ids).with_context(|| format!("folder {}", stick::SITES))? {
             Some(name) => format!("{}/{name}", stick::SITES),
             None if self.folder.join(stick::SITE).exists() => stick::SITE.to_owned(),
             None => return Ok(None),
@@ -103,6 +104,14 @@ impl Stick {
         let site =
             Site::parse(&text).with_context(|| format!("{path} on the stick; correct it and start again"))?;
         Ok(Some((path, site)))
+    }
+
+    /// The secret by which the two nodes of a site know each other: drawn once, for the one that is installed first.
+    ///
+    /// # Errors
+    /// If it cannot be read, or not be left for the other node.
+    pub fn pair_secret(&self, site: &str) -> Result<String> {
+        secret(&self.folder.join(stick::PAIRS), site)
     }
 
     /// The boot image that this installer came in, for the recovery entry.
@@ -160,10 +169,79 @@ impl Drop for Stick {
     }
 }
 
+/// One site's secret in a folder, made if it is not there.
+fn secret(folder: &Path, site: &str) -> Result<String> {
+    let short: String = site.chars().filter(char::is_ascii_alphanumeric).take(24).collect();
+    let digest = hex::encode(&Sha256::digest(site)[..4]);
+    let path = folder.join(format!("{}-{digest}.txt", short.to_ascii_lowercase()));
+    if path.exists() {
+        let text = String::from_utf8(read(&path, FILE_MAX)?).unwrap_or_default();
+        let text = text.trim().to_owned();
+        ensure!(
+            (SECRET_MIN..=SECRET_MAX).contains(&pairing::plain(&text).len()),
+            "{} is damaged; remove it, and install both nodes of the site again",
+            path.display()
+        );
+        return Ok(text);
+    }
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).context("get random bytes from the kernel")?;
+    let text = hex::encode(&bytes);
+    let temporary = path.with_extension("new");
+    let left = fs::create_dir_all(folder)
+        .and_then(|()| {
+            let mut file = File::create(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&temporary, &path))
+        .and_then(|()| File::open(folder)?.sync_all());
+    left.context(
+        "the secret of the pair could not be left on the stick for the other node: make the stick writable, or give both \
+         nodes' files the same `code`",
+    )?;
+    Ok(text)
+}
+
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     file.take(limit + 1).read_to_end(&mut bytes).with_context(|| format!("read {}", path.display()))?;
     ensure!(bytes.len() as u64 <= limit, "{} has more than {limit} bytes", path.display());
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_secret_of_a_site_is_drawn_once() {
+        let stick = tempfile::tempdir().unwrap();
+        let folder = stick.path().join("pairs");
+        let drawn = secret(&folder, "Nord / 1").unwrap();
+        assert_eq!(drawn.len(), 32);
+        assert_eq!(secret(&folder, "Nord / 1").unwrap(), drawn);
+        assert_ne!(secret(&folder, "Nord / 2").unwrap(), drawn);
+        let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2);
+        assert!(names.iter().all(|name| name.to_string_lossy().starts_with("nord")), "{names:?}");
+        for name in names {
+            fs::write(folder.join(name), "cut").unwrap();
+        }
+        let damaged = secret(&folder, "Nord / 1").unwrap_err().to_string();
+        assert!(damaged.contains("is damaged; remove it"), "{damaged}");
+    }
+
+    #[test]
+    fn a_stick_that_cannot_keep_it_says_what_to_do() {
+        let stick = tempfile::tempdir().unwrap();
+        // A file where the folder should be fails for everybody, root too.
+        fs::write(stick.path().join("pairs"), "").unwrap();
+        let error = secret(&stick.path().join("pairs"), "north").unwrap_err().to_string();
+        assert!(
+            error.contains("make the stick writable, or give both nodes' files the same `code`"),
+            "{error}"
+        );
+    }
 }

@@ -11,7 +11,7 @@ use formats::seed::{AREA_BYTES, Seed, SeedFile};
 use std::path::Path;
 
 /// Files outside the store's `/etc` that an installer may leave.
-const OWN: [&str; 3] = ["site", "site.json", "site.env"];
+const OWN: [&str; 4] = ["site", "site.json", "site.env", "pair.json"];
 
 /// Takes the files into `store`, if a seed for this partition is there.
 ///

@@ -14,6 +14,7 @@ mod k3s;
 mod links;
 mod net;
 mod operators;
+mod pairing;
 mod paths;
 mod plan;
 mod refused;

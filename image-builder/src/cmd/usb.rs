@@ -1,5 +1,6 @@
 //! `farhold usb`: the image of an installation stick.
 
+use crate::execute::report::Report;
 use crate::progress::Progress;
 use crate::usb::{self, Input};
 use anyhow::{Context, Result, anyhow};
@@ -82,10 +83,7 @@ impl UsbCmd {
     }
 
     fn beside(&self) -> Result<PathBuf> {
-        let report = self.dir.join(crate::execute::output::REPORT);
-        let text = std::fs::read(&report).with_context(|| format!("read {}", report.display()))?;
-        let report: crate::execute::report::Report =
-            serde_json::from_slice(&text).with_context(|| format!("read {}", report.display()))?;
+        let report = Report::read(&self.dir)?;
         let own = std::env::current_exe().context("find this program")?;
         let path = own.with_file_name(format!("farhold-installer-{}", report.arch));
         if path.is_file() {

@@ -30,6 +30,9 @@ pub struct Report {
     pub arch: String,
     /// Board.
     pub board: String,
+    /// Whether the image can be a node of a pair.
+    #[serde(default)]
+    pub pair: bool,
     /// SHA-256 over the keys of all steps.
     pub key: Digest,
     /// Roothash of the slot image.
@@ -112,6 +115,7 @@ impl Report {
             version: device.version.clone(),
             arch: device.arch.to_string(),
             board: device.board.clone(),
+            pair: device.ha.is_some(),
             key: plan.key(),
             roothash: None,
             steps: Vec::new(),
@@ -120,6 +124,18 @@ impl Report {
             seconds: 0.0,
             peak_memory_bytes: 0,
         }
+    }
+
+    /// The one that a build left in its output folder.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(super::output::REPORT);
+        let text = fs::read(&path).with_context(|| {
+            format!("read {}: give the folder that `farhold build --out` wrote", path.display())
+        })?;
+        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))
     }
 
     /// Completes it.

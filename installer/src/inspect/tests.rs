@@ -1,7 +1,7 @@
 //! Files stand for disks: what stands on them is seen, and nothing of value is taken unasked.
 
 use super::*;
-use crate::choose::{Candidate, Existing, choose};
+use crate::choose::{Existing, choose};
 use crate::disk::BlockDevice;
 use formats::gpt::{self, NewPartition, NewTable};
 use formats::stick::Rules;
@@ -52,18 +52,7 @@ fn write_table(file: &File, table: &NewTable, primary: bool) {
 
 /// What the installer says to a machine whose only disk holds this; nothing is told in site.yaml.
 fn refusal(contents: Contents) -> String {
-    let disk = Candidate {
-        device: "/dev/sda".into(),
-        bytes: 100 << 30,
-        sector: 512,
-        bus: "ata".into(),
-        model: String::new(),
-        serial: String::new(),
-        removable: false,
-        read_only: false,
-        started: false,
-        contents,
-    };
+    let disk = crate::samples::disk("/dev/sda", "ata", 100, contents);
     choose(&[disk], &Rules::default(), Existing::Refuse, 1 << 30).unwrap_err().to_string()
 }
 

@@ -3,9 +3,8 @@
 
 use super::*;
 use crate::layout;
-use formats::arch::Arch;
+use crate::samples::plan;
 use formats::seed::AREA_BYTES;
-use formats::stick::{Plan, Rules};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -44,18 +43,7 @@ fn answered(answers: &'static [(&str, &str)]) -> Console {
 }
 
 fn installed() -> (tempfile::NamedTempFile, BlockDevice, Parts) {
-    let plan = Plan {
-        format: 1,
-        product: "edge".into(),
-        board: "vm".into(),
-        arch: Arch::X86_64,
-        version: "1.0.0".into(),
-        esp_bytes: 2 << 20,
-        root_bytes: 4 << 20,
-        verity_bytes: 1 << 20,
-        menu_s: 0,
-        target: Rules::default(),
-    };
+    let plan = plan();
     let bytes = 700 << 20;
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(bytes).unwrap();

@@ -5,10 +5,11 @@ use super::*;
 use crate::choose::{Candidate, Existing, choose};
 use crate::inspect::{Contents, inspect};
 use crate::layout;
+use crate::samples::{disk, plan};
 use formats::arch::Arch;
 use formats::gpt::{Header, Table};
 use formats::layout::StateMark;
-use formats::stick::{Plan, Rules};
+use formats::stick::Rules;
 use std::collections::BTreeMap;
 
 const BYTES: u64 = 700 << 20;
@@ -104,21 +105,6 @@ struct World {
     seed: Seed,
 }
 
-fn plan() -> Plan {
-    Plan {
-        format: 1,
-        product: "edge".into(),
-        board: "vm".into(),
-        arch: Arch::X86_64,
-        version: "1.0.0".into(),
-        esp_bytes: 2 << 20,
-        root_bytes: 4 << 20,
-        verity_bytes: 1 << 20,
-        menu_s: 0,
-        target: Rules::default(),
-    }
-}
-
 impl World {
     fn new(byte: u8, layout: Option<Layout>) -> Self {
         let parameters = Parameters { data_blocks: BLOCKS, salt: [byte; 32] };
@@ -184,18 +170,7 @@ fn starts(disk: &Cut) -> bool {
 }
 
 fn candidate(contents: Contents) -> Candidate {
-    Candidate {
-        device: "/dev/nvme0n1".into(),
-        bytes: BYTES,
-        sector: 512,
-        bus: "nvme".into(),
-        model: String::new(),
-        serial: String::new(),
-        removable: false,
-        read_only: false,
-        started: false,
-        contents,
-    }
+    Candidate { bytes: BYTES, ..disk("/dev/nvme0n1", "nvme", 0, contents) }
 }
 
 /// Cuts an installation of `new` on `before` at every operation and judges; `old` is what ran before.

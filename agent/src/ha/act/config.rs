@@ -175,10 +175,18 @@ impl Config {
             path.display()
         );
         let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let mut config: Self =
-            serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))?;
+        let mut config = Self::parse(&text).with_context(|| format!("understand {}", path.display()))?;
         config.path = std::path::absolute(path).with_context(|| format!("find {}", path.display()))?;
-        config.check().with_context(|| format!("understand {}", path.display()))?;
+        Ok(config)
+    }
+
+    /// Checks a text that stands nowhere yet.
+    ///
+    /// # Errors
+    /// If it says something that cannot be.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = serde_json::from_str(text)?;
+        config.check()?;
         Ok(config)
     }
 

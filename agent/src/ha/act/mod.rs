@@ -14,7 +14,7 @@
 //! - `control`: what an operator asks it; `record`: who commanded what; `watch`, `status`: what operators are told;
 //! - `witness`: the loop of a witness; `address`: a process of its own that keeps an address where the primary is;
 //! - `secrets`: what both nodes must know and nobody else;
-//! - `setup`: a first node, a joining node, a site at a witness.
+//! - `setup`: a first node, a joining node, a site at a witness; `enrol`: two nodes that were told one code become a pair.
 //!
 //! Nothing here decides who may acknowledge: effects of `super::step` are carried out, in order.
 
@@ -22,6 +22,7 @@ mod address;
 mod config;
 mod control;
 mod copy;
+pub mod enrol;
 mod filter;
 mod gate;
 mod identity;

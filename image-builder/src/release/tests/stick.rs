@@ -16,6 +16,7 @@ fn plan() -> Plan {
         verity_bytes: 1 << 20,
         menu_s: 0,
         target: Rules::default(),
+        pair: false,
     }
 }
 
