@@ -265,7 +265,8 @@ fn ask<T: DeserializeOwned>(word: &str) -> Result<T> {
 }
 
 fn ask_within<T: DeserializeOwned>(word: &str, patience: Duration) -> Result<T> {
-    let mut stream = UnixStream::connect(SOCKET).with_context(|| format!("connect to {SOCKET}"))?;
+    let mut stream = UnixStream::connect(SOCKET)
+        .with_context(|| format!("connect to {SOCKET}, where a device's agent answers root while it runs"))?;
     stream.set_read_timeout(Some(patience)).context("set a time limit")?;
     stream.write_all(format!("{word}\n").as_bytes()).with_context(|| format!("ask on {SOCKET}"))?;
     let mut line = String::new();

@@ -34,12 +34,17 @@ impl Stick {
     /// # Errors
     /// If it is neither, or has no file system that is known here.
     pub fn open(path: &Path) -> Result<Self> {
-        let facts = std::fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+        let facts = std::fs::metadata(path).with_context(|| {
+            format!("look at {}: give a stick's device or the folder of a repository", path.display())
+        })?;
         if facts.is_dir() {
             return Ok(Self { folder: path.to_owned(), device: None });
         }
         if !facts.file_type().is_block_device() {
-            bail!("{} is neither a folder nor a block device", path.display());
+            bail!(
+                "{} is neither a folder nor a block device: give a stick's device or the folder of a repository",
+                path.display()
+            );
         }
         let folder = Path::new(MOUNTS).join(path.file_name().unwrap_or_default());
         crate::io::durable::make_folder(&folder, 0o700)?;

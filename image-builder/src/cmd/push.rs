@@ -111,7 +111,10 @@ impl PushCmd {
 /// What a repository announces.
 fn announced(repo: &Path) -> Result<Vec<Announcement>> {
     let folder = repo.join(names::ANNOUNCEMENTS);
-    let entries = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
+    let entries = fs::read_dir(&folder).with_context(|| {
+        let (folder, repo) = (folder.display(), repo.display());
+        format!("read {folder}: `farhold publish RELEASE --repo {repo}` announces a release there")
+    })?;
     let mut all = Vec::new();
     for entry in entries {
         let path = entry.with_context(|| format!("read {}", folder.display()))?.path();

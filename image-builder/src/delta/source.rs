@@ -27,6 +27,8 @@ impl Image {
     /// If it cannot be opened, or is longer than deltas can be.
     pub fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        let folder = file.metadata().is_ok_and(|found| found.is_dir());
+        ensure!(!folder, "read {}: it is a folder; give an image or a file", path.display());
         // A block device has no length of its own; its end is found by seeking.
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))
             .with_context(|| format!("measure {}", path.display()))?;

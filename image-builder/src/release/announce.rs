@@ -2,7 +2,7 @@
 //! a newer root document, or as a rescue. The manifest and all objects stay as they are; only the frame and, if need be,
 //! the root documents change.
 
-use super::folder::ANNOUNCE;
+use super::folder::{ANNOUNCE, expect_release};
 use super::keys::{KeyFolder, ROOTS, read_chain, replace_file};
 use super::repository::Held;
 use anyhow::{Context, Result, bail};
@@ -47,6 +47,7 @@ pub struct Standing {
 /// or a file cannot be read or written.
 pub fn announce(folder: &Path, changes: &Changes, keys: &KeyFolder, signed_s: u32) -> Result<Standing> {
     let held = Held::in_release(folder)?;
+    expect_release(folder)?;
     let (_, chain) = read_chain(&folder.join(ROOTS))?;
     let old = chain.verify().context("verify the release's root documents")?;
     let root = keys.chain().follow(old).with_context(|| {

@@ -1,7 +1,7 @@
 //! A release folder: `announce` (the frame), `roots` (the chain), `objects/<id>` and `objects/<id>.lists` (hash lists of
 //! objects with more than one block). Names, and reading within limits; nothing is verified here.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use formats::hex::Digest;
 use std::fs::File;
 use std::io::Read;
@@ -36,6 +36,17 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
         bail!("{} has more than {limit} bytes, the most that such a file may have", path.display());
     }
     Ok(bytes)
+}
+
+/// Makes sure that a release lies in `folder`.
+///
+/// # Errors
+/// If none does.
+pub fn expect_release(folder: &Path) -> Result<()> {
+    let found = folder.join(ANNOUNCE).is_file();
+    let folder = folder.display();
+    ensure!(found, "{folder} holds no release: give the folder `release` that `farhold build` wrote");
+    Ok(())
 }
 
 /// Opens a file for reading.

@@ -104,6 +104,7 @@ pub struct PayloadFacts {
 /// If a device would refuse the release, the repository announces a newer one or another one with the same number, the
 /// key is not the catalogue key, or a file cannot be read or written. What the repository announced stays announced.
 pub fn publish(input: &Publish<'_>) -> Result<Published> {
+    folder::expect_release(input.release)?;
     let repository = input.repository;
     let mut lock = None;
     if !input.plan && repository.path().exists() {
