@@ -74,10 +74,13 @@ pub struct Stick {
 /// # Errors
 /// If the folder is not what a build leaves, the release is not good, or a site's file makes no sense.
 pub fn make(input: &Input<'_>, progress: &Progress) -> Result<Stick> {
-    let sites = sites(input)?;
+    let Sites { files: sites, said } = sites(input)?;
     let folder = input.folder.join(RELEASE);
     let roots = read(&folder.join(names::ROOTS))?;
     let plan = plan(input, &folder)?;
+    for (path, site) in &said {
+        site.suits(&plan).with_context(|| path.display().to_string())?;
+    }
     let release = Release::open(&folder, &roots, &plan)
         .with_context(|| format!("{} is not a good release", folder.display()))?;
     let bar = progress.bytes("check the release", release.image_bytes());
@@ -194,16 +197,25 @@ fn os_release(plan: &Plan) -> String {
     )
 }
 
-/// Site configurations with their names on the stick, each read as the installer will.
-fn sites(input: &Input<'_>) -> Result<Vec<(String, Vec<u8>)>> {
-    let mut found = Vec::new();
+/// Site configurations.
+struct Sites {
+    /// Their paths on the stick, and their bytes.
+    files: Vec<(String, Vec<u8>)>,
+    /// Where each was read, and what it says.
+    said: Vec<(PathBuf, Site)>,
+}
+
+/// Site configurations with their names on the stick, each read as the installer will, and what they say.
+fn sites(input: &Input<'_>) -> Result<Sites> {
+    let mut all = Sites { files: Vec::new(), said: Vec::new() };
     let mut pairs = Pairs::default();
     let mut add = |path: &Path, name: String| -> Result<()> {
         let bytes = read(path)?;
         let text = std::str::from_utf8(&bytes).with_context(|| format!("{} is no text", path.display()))?;
         let site = Site::parse(text).with_context(|| path.display().to_string())?;
         pairs.add(path, &site)?;
-        found.push((name, bytes));
+        all.said.push((path.to_owned(), site));
+        all.files.push((name, bytes));
         Ok(())
     };
     if let Some(path) = input.site {
@@ -227,7 +239,7 @@ fn sites(input: &Input<'_>) -> Result<Vec<(String, Vec<u8>)>> {
             bail!("{} has no site's file: name them SERIAL.yaml or MAC.yaml", folder.display());
         }
     }
-    Ok(found)
+    Ok(all)
 }
 
 /// The pairs that the files declare by the names of their sites.
@@ -389,7 +401,7 @@ mod tests {
         let nowhere = Path::new("/nonexistent");
         let sites = Some(folder.path());
         let input = Input { folder: nowhere, installer: nowhere, site: None, sites, rules: Rules::default() };
-        Ok(super::sites(&input)?.len())
+        Ok(super::sites(&input)?.files.len())
     }
 
     #[test]

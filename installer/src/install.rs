@@ -116,6 +116,7 @@ fn with_stick(
     let mut site = match stick.site(&ids)? {
         Some((file, site)) => {
             console.say(&format!("Site: {file}"));
+            site.suits(plan).with_context(|| file)?;
             site
         }
         None => match meant {

@@ -7,7 +7,7 @@ use formats::device::{SITE_MAX, check_carriers};
 use formats::gpt::Guid;
 use formats::pairing::{Request, Role, SECRET_MIN, Witness};
 use formats::seed::{Seed, SeedFile};
-use formats::stick::{Prefer, Rules};
+use formats::stick::{Plan, Prefer, Rules};
 use formats::tariff::CarrierSettings;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -215,6 +215,20 @@ impl Site {
         let request = Request { role, address, peer, secret, witness };
         request.check().map_err(|why| anyhow!(why))?;
         Ok(Some(request))
+    }
+
+    /// Whether the release can be what the file says of a pair.
+    ///
+    /// # Errors
+    /// If its nodes are no one's pair: what the file says would be kept by a device that never reads it.
+    pub fn suits(&self, plan: &Plan) -> Result<()> {
+        ensure!(
+            self.pair.is_none() || plan.pair,
+            "pair: {} {} is no release for two nodes (its profile has no `ha`); take `pair` out of the file",
+            plan.product,
+            plan.version
+        );
+        Ok(())
     }
 
     /// Name of the site whose two nodes share a secret on the stick; `None` if none is needed.
@@ -452,6 +466,17 @@ when_done: reboot
         let two = pick(&names, &ids(&["gx12", "52:54:00:ab:cd:ef"])).unwrap_err().to_string();
         assert!(two.contains("are both for this machine; remove one of them"), "{two}");
         assert_eq!((machine("._GX-12.yaml"), machine("gx-12.YAML")), (None, Some("gx12".to_owned())));
+    }
+
+    #[test]
+    fn a_release_for_one_node_takes_no_file_of_a_pair() {
+        let mut plan = crate::samples::plan();
+        let site = Site::parse("pair: {role: first, address: 10.0.0.1, code: 1234-5678}").unwrap();
+        let error = site.suits(&plan).unwrap_err().to_string();
+        assert!(error.contains("edge 1.0.0 is no release for two nodes"), "{error}");
+        Site::default().suits(&plan).unwrap();
+        plan.pair = true;
+        site.suits(&plan).unwrap();
     }
 
     #[test]
