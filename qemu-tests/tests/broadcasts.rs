@@ -6,7 +6,7 @@ use qemu_tests::link::ends::End;
 use qemu_tests::link::parcel::{Fetched, Parcel, Serving, program};
 use qemu_tests::link::run::Link;
 use qemu_tests::link::shape::{Outage, Shape};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -170,6 +170,33 @@ fn a_key_that_no_receiver_believes_is_refused() {
     let planned = command.arg(key(&station)).output().unwrap();
     let said = String::from_utf8(planned.stdout).unwrap();
     assert!(planned.status.success() && said.contains("a round takes"), "{said}");
+}
+
+#[test]
+fn a_repository_that_cannot_be_read_for_a_while_ends_no_broadcast() {
+    let station = Station::new(5_000, BlockSize::KIB_4);
+    let place = format!("{HOME}:{}", free_port());
+    let mut command = farhold();
+    command.arg("broadcast").arg(station.parcel.repository()).args(["--udp", &place, "--rate", "1000"]);
+    command.args(["--rounds", "60", "--object"]).arg(station.parcel.object.id.to_string());
+    command.arg("--key").arg(station.keys.path().join("k")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut sender = command.spawn().unwrap();
+    BufReader::new(sender.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let roots = station.parcel.repository().join("roots");
+    std::fs::remove_file(&roots).unwrap();
+    let mut said = BufReader::new(sender.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("roots") && line.contains("what was broadcast so far goes on"), "{line}");
+    std::fs::copy(station.keys.path().join("k/roots"), station.keys.path().join("roots")).unwrap();
+    let (kept, own) = (station.keys.path().join("a"), station.keys.path().join("roots"));
+    let source = format!("cast:{place}?wait_s=60&roots={}&kept={}", own.display(), kept.display());
+    let receiver = station.receive("old", &["--source", &source]);
+    let (fetched, _) = station.received("old", receiver);
+    assert_eq!(fetched.bytes, 5_000);
+    let mut more = String::new();
+    said.read_to_string(&mut more).unwrap();
+    assert!(sender.wait().unwrap().success() && more.is_empty(), "it is said once: {more}");
 }
 
 #[test]

@@ -21,7 +21,12 @@ pub enum Name {
     Catalogue(Digest, Digest),
     /// A catalogue for all others.
     CatalogueAny(Digest),
+    /// The wave of the announcement for the same target, channel and scope.
+    Wave([u8; 8], u8, [u8; 8]),
 }
+
+/// Whom an announcement or a wave is for: target, channel, scope as in a frame.
+type Whom = ([u8; 8], u8, [u8; 8]);
 
 const SCOPES: [(u8, &str); 2] = [(1, "site"), (2, "device")];
 
@@ -51,7 +56,10 @@ impl Name {
                     base => Some(Self::Catalogue(manifest, Digest::parse(base)?)),
                 }
             }
-            names::ANNOUNCEMENTS => announcement(rest),
+            names::ANNOUNCEMENTS => {
+                whom(rest).map(|(target, channel, scope)| Self::Announcement(target, channel, scope))
+            }
+            names::WAVES => whom(rest).map(|(target, channel, scope)| Self::Wave(target, channel, scope)),
             _ => None,
         }
     }
@@ -65,11 +73,11 @@ impl Name {
             Self::Lists(id) => names::lists(id),
             Self::Catalogue(manifest, base) => names::catalogue(manifest, Some(base)),
             Self::CatalogueAny(manifest) => names::catalogue(manifest, None),
-            Self::Announcement(target, channel, [kind, tag @ ..]) => {
-                let scope = SCOPES.iter().find(|(number, _)| number == kind);
-                let scope =
-                    scope.map_or_else(String::new, |(_, word)| format!("-{word}-{}", hex::encode(tag)));
-                format!("{}/{}-{channel}{scope}", names::ANNOUNCEMENTS, hex::encode(target))
+            Self::Announcement(target, channel, scope) => {
+                format!("{}/{}", names::ANNOUNCEMENTS, spelled(target, *channel, scope))
+            }
+            Self::Wave(target, channel, scope) => {
+                format!("{}/{}", names::WAVES, spelled(target, *channel, scope))
             }
         }
     }
@@ -84,6 +92,7 @@ impl Name {
             Self::Announcement(target, channel, scope) => (4, [target, &[*channel], scope]),
             Self::Catalogue(manifest, base) => (5, [&manifest.0, &base.0, &[]]),
             Self::CatalogueAny(manifest) => (6, [&manifest.0, &[], &[]]),
+            Self::Wave(target, channel, scope) => (7, [target, &[*channel], scope]),
         };
         out.push(kind);
         parts.iter().for_each(|part| out.extend_from_slice(part));
@@ -98,21 +107,36 @@ impl Name {
             2 => Self::Object(Digest(array(rest)?)),
             3 => Self::Lists(Digest(array(rest)?)),
             4 => {
-                let (target, [channel]) = (array(rest)?, array(rest)?);
-                let scope: [u8; 8] = array(rest)?;
-                if scope[0] > 2 || (scope[0] == 0 && scope != [0; 8]) {
-                    return None;
-                }
+                let (target, channel, scope) = encoded(rest)?;
                 Self::Announcement(target, channel, scope)
             }
             5 => Self::Catalogue(Digest(array(rest)?), Digest(array(rest)?)),
             6 => Self::CatalogueAny(Digest(array(rest)?)),
+            7 => {
+                let (target, channel, scope) = encoded(rest)?;
+                Self::Wave(target, channel, scope)
+            }
             _ => return None,
         })
     }
 }
 
-fn announcement(rest: &str) -> Option<Name> {
+fn spelled(target: &[u8; 8], channel: u8, [kind, tag @ ..]: &[u8; 8]) -> String {
+    let scope = SCOPES.iter().find(|(number, _)| number == kind);
+    let scope = scope.map_or_else(String::new, |(_, word)| format!("-{word}-{}", hex::encode(tag)));
+    format!("{}-{channel}{scope}", hex::encode(target))
+}
+
+fn encoded(rest: &mut &[u8]) -> Option<Whom> {
+    let (target, [channel], scope): (_, _, [u8; 8]) = (array(rest)?, array(rest)?, array(rest)?);
+    let good = match scope[0] {
+        0 => scope == [0; 8],
+        kind => SCOPES.iter().any(|(known, _)| *known == kind),
+    };
+    good.then_some((target, channel, scope))
+}
+
+fn whom(rest: &str) -> Option<Whom> {
     let mut words = rest.split('-');
     let target = hex::decode(words.next()?)?;
     let digits = words.next()?;
@@ -124,12 +148,13 @@ fn announcement(rest: &str) -> Option<Name> {
         scope[0] = *kind;
         scope[1..].copy_from_slice(&tag);
     }
-    words.next().is_none().then_some(Name::Announcement(target, channel, scope))
+    words.next().is_none().then_some((target, channel, scope))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Scope;
 
     #[test]
     fn names_come_back_in_both_spellings() {
@@ -144,6 +169,9 @@ mod tests {
             Name::Announcement([7; 8], 3, [2, 2, 3, 4, 5, 6, 7, 8]),
             Name::Catalogue(a, b),
             Name::CatalogueAny(b),
+            Name::Wave([7; 8], 0, [0; 8]),
+            Name::Wave([7; 8], 200, [1, 2, 3, 4, 5, 6, 7, 8]),
+            Name::Wave([7; 8], 3, [2, 2, 3, 4, 5, 6, 7, 8]),
         ];
         for name in all {
             assert_eq!(Name::from_path(&name.path()), Some(name), "{}", name.path());
@@ -165,8 +193,25 @@ mod tests {
             "announcements/0011223344556677-07",
             "roots/x",
         ];
-        for path in paths.into_iter().chain(["announcements/0011223344556677-7-city-01020304050607"]) {
+        let more =
+            ["announcements/0011223344556677-7-city-01020304050607", "waves/0011223344556677-07", "waves/x"];
+        for path in paths.into_iter().chain(more) {
             assert_eq!(Name::from_path(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn waves_are_spelled_as_repositories_spell_them() {
+        let site = Scope::Site([1, 2, 3, 4, 5, 6, 7]);
+        let path = names::wave(&[7; 8], 9, site);
+        assert_eq!(Name::from_path(&path), Some(Name::Wave([7; 8], 9, [1, 1, 2, 3, 4, 5, 6, 7])));
+        let parse = |kind: u8, scope: [u8; 8]| {
+            Name::parse(&mut [&[kind; 1], [7; 8].as_slice(), &[9], &scope].concat().as_slice())
+        };
+        assert_eq!(parse(7, [0; 8]), Some(Name::Wave([7; 8], 9, [0; 8])));
+        assert_eq!(parse(4, [0; 8]), Some(Name::Announcement([7; 8], 9, [0; 8])));
+        for bad in [[3, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1]] {
+            assert_eq!((parse(7, bad), parse(4, bad)), (None, None));
         }
     }
 }

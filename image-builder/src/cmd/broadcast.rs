@@ -3,10 +3,11 @@
 use crate::progress::Progress;
 use crate::release::folder::read_limited;
 use crate::release::keys::catalogue_key;
-use crate::serve::air::{Air, Inventory, Medium, Programme};
+use crate::serve::air::{Air, Inventory, Listed, Medium, Programme, Sign};
 use crate::serve::serial::Line;
 use anyhow::{Context, Result, bail, ensure};
 use formats::hex::Digest;
+use formats::keys::PublicKey;
 use formats::repository as names;
 use formats::roles::{Chain, MAX_CHAIN_BYTES};
 use serde::Serialize;
@@ -83,8 +84,8 @@ struct Planes {
     bytes: u64,
 }
 
-fn listed(files: &[(formats::link::name::Name, u64)]) -> Vec<Planes> {
-    files.iter().map(|(name, bytes)| Planes { name: name.path(), bytes: *bytes }).collect()
+fn listed(files: &[Listed]) -> Vec<Planes> {
+    files.iter().map(|file| Planes { name: file.name.path(), bytes: file.bytes }).collect()
 }
 
 impl BroadcastCmd {
@@ -96,22 +97,15 @@ impl BroadcastCmd {
         let key = catalogue_key(&self.key)?;
         let sign = |message: &[u8]| key.sign(message);
         let mut air = Air::new(self.medium()?, self.bits_per_s());
-        let mut inventory = self.inventory()?;
-        let root = Chain::parse(&inventory.roots).context("read the root documents")?.newest().clone();
-        ensure!(
-            key.public()? == root.catalogue,
-            "{} is not the catalogue key of {}'s root version {}: receivers would believe nothing that it signs",
-            self.key.display(),
-            self.repo.display(),
-            root.version
-        );
+        let public = key.public()?;
+        let mut inventory = self.inventory(public)?;
         let mut programme = Programme::new(&self.repo, &inventory, &sign, None)?;
         let round_bytes = programme.round_bytes(&air);
         let round_s = round_bytes * 8 / self.bits_per_s().max(1);
         if self.plan {
             return self.print(&inventory, round_bytes, round_s);
         }
-        for (name, bytes) in &inventory.left_out {
+        for Listed { name, bytes, .. } in &inventory.left_out {
             eprintln!("farhold: {} has {bytes} bytes, which is too long to be broadcast", name.path());
         }
         let (files, place) = (inventory.files.len(), self.place());
@@ -119,7 +113,7 @@ impl BroadcastCmd {
             "broadcasting {files} files of {} to {place}: {round_bytes} bytes a round, {round_s} s (Ctrl-C ends it)",
             self.repo.display()
         );
-        let mut rounds = 0;
+        let (mut rounds, mut trouble) = (0, String::new());
         while self.rounds.is_none_or(|most| rounds < most) {
             rounds += 1;
             let bar = Progress::stderr().items(&format!("round {rounds}"), 1000);
@@ -131,10 +125,22 @@ impl BroadcastCmd {
             if inventory.files.is_empty() {
                 std::thread::sleep(IDLE);
             }
-            let now = self.inventory()?;
-            if (&now.files, &now.frames) != (&inventory.files, &inventory.frames) {
-                inventory = now;
-                programme = Programme::new(&self.repo, &inventory, &sign, Some(programme))?;
+            match self.renewed(public, &inventory, &programme, &sign) {
+                Ok(Some(now)) => {
+                    (inventory, programme) = now;
+                    trouble.clear();
+                }
+                Ok(None) => trouble.clear(),
+                // Somebody publishes or tidies up; what was there is as good as before.
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    if why != trouble {
+                        eprintln!(
+                            "farhold: {why}; what was broadcast so far goes on, and it is looked again after each round"
+                        );
+                        trouble = why;
+                    }
+                }
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -157,8 +163,30 @@ impl BroadcastCmd {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn inventory(&self) -> Result<Inventory> {
-        let roots = read_limited(&self.repo.join(names::ROOTS), MAX_CHAIN_BYTES as u64)?;
+    /// What is there now, if it is something else.
+    fn renewed(
+        &self,
+        key: PublicKey,
+        inventory: &Inventory,
+        programme: &Programme,
+        sign: &Sign<'_>,
+    ) -> Result<Option<(Inventory, Programme)>> {
+        let now = self.inventory(key)?;
+        if now == *inventory {
+            return Ok(None);
+        }
+        let programme = Programme::new(&self.repo, &now, sign, Some(programme))?;
+        Ok(Some((now, programme)))
+    }
+
+    fn inventory(&self, key: PublicKey) -> Result<Inventory> {
+        let roots =
+            read_limited(&self.repo.join(names::ROOTS), MAX_CHAIN_BYTES as u64).with_context(|| {
+                format!(
+                    "{0} is no repository: `farhold publish RELEASE --repo {0}` makes one",
+                    self.repo.display()
+                )
+            })?;
         let inventory = Inventory::of(&self.repo, &roots, &self.object)?;
         if inventory.frames.is_empty() && inventory.files.is_empty() {
             bail!(
@@ -166,6 +194,14 @@ impl BroadcastCmd {
                 self.repo.display()
             );
         }
+        let chain = Chain::parse(&inventory.roots).context("read the root documents")?;
+        ensure!(
+            key == chain.newest().catalogue,
+            "{} is not the catalogue key of {}'s root version {}: receivers would believe nothing that it signs",
+            self.key.display(),
+            self.repo.display(),
+            chain.newest().version
+        );
         Ok(inventory)
     }
 

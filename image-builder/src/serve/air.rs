@@ -20,10 +20,12 @@ use formats::manifest::ObjectRef;
 use formats::payload;
 use formats::repository as names;
 use formats::roles::{Chain, MAX_CHAIN_BYTES};
+use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// After so many packets of casts follows one of what every receiver needs first.
@@ -37,17 +39,28 @@ const HEADERS: usize = 28;
 /// Signs heads.
 pub type Sign<'s> = dyn Fn(&[u8]) -> [u8; SIGNATURE_BYTES] + 's;
 
+/// A file of a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: Name,
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of what changes under its name; `None` where the name says what it holds.
+    pub contents: Option<Digest>,
+}
+
 /// What of a repository can be broadcast.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// Announcements, by name.
     pub frames: BTreeMap<Name, Vec<u8>>,
     /// Root documents.
     pub roots: Vec<u8>,
     /// Casts with their bytes, the most wanted first.
-    pub files: Vec<(Name, u64)>,
+    pub files: Vec<Listed>,
     /// What is too long, or too much.
-    pub left_out: Vec<(Name, u64)>,
+    pub left_out: Vec<Listed>,
 }
 
 impl Inventory {
@@ -63,6 +76,8 @@ impl Inventory {
         let mut payloads: BTreeMap<Digest, ObjectRef> = BTreeMap::new();
         for frame in found.frames.values() {
             let said = Frame::parse(frame).context("read an announcement")?.unverified().clone();
+            let wave = Name::from_path(&names::wave(&said.target, said.channel, said.scope));
+            small.extend(wave.filter(|wave| repo.join(wave.path()).exists()));
             let held = Held::open(repo, said)?;
             small.push(Name::Object(held.said.manifest));
             let own = held.manifest.payloads.iter().filter_map(payload::Entry::known);
@@ -82,21 +97,18 @@ impl Inventory {
         };
         let lists = chosen.iter().map(|id| Name::Lists(*id)).filter(|name| repo.join(name.path()).exists());
         small.extend(lists);
-        let length = |name: Name| -> Result<(Name, u64)> {
-            let path = repo.join(name.path());
-            let facts = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?;
-            Ok((name, facts.len()))
-        };
-        let mut large = chosen.iter().map(|id| length(Name::Object(*id))).collect::<Result<Vec<_>>>()?;
-        large.sort_by_key(|(name, bytes)| (*bytes, *name));
-        small.dedup();
-        let all = small.into_iter().map(length).collect::<Result<Vec<_>>>()?.into_iter().chain(large);
-        for (name, bytes) in all {
+        let large = chosen.iter().map(|id| listed(repo, Name::Object(*id)));
+        let mut large = large.collect::<Result<Vec<_>>>()?;
+        large.sort_by_key(|file| (file.bytes, file.name));
+        let mut once = BTreeSet::new();
+        small.retain(|name| once.insert(*name));
+        let small = small.into_iter().map(|name| listed(repo, name)).collect::<Result<Vec<_>>>()?;
+        for file in small.into_iter().chain(large) {
             let fits =
-                u32::try_from(bytes).ok().and_then(|bytes| Cut::new(bytes, symbol_for(bytes as usize)));
+                u32::try_from(file.bytes).ok().and_then(|bytes| Cut::new(bytes, symbol_for(bytes as usize)));
             match fits {
-                Some(_) if found.files.len() < MAX_ENTRIES => found.files.push((name, bytes)),
-                Some(_) | None => found.left_out.push((name, bytes)),
+                Some(_) if found.files.len() < MAX_ENTRIES => found.files.push(file),
+                Some(_) | None => found.left_out.push(file),
             }
         }
         Ok(found)
@@ -119,6 +131,20 @@ impl Inventory {
     }
 }
 
+fn listed(repo: &Path, name: Name) -> Result<Listed> {
+    let path = repo.join(name.path());
+    let facts = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?;
+    let contents = match name {
+        Name::Object(_) | Name::Lists(_) => None,
+        Name::Wave(..) | Name::Catalogue(..) | Name::CatalogueAny(_) => Some(MAX_CATALOGUE_BYTES),
+        // These are no casts.
+        Name::Announce | Name::Roots | Name::Announcement(..) => None,
+    };
+    let contents = contents.map(|most| read_limited(&path, most as u64)).transpose()?;
+    let contents = contents.map(|bytes| Digest(Sha256::digest(bytes).into()));
+    Ok(Listed { name, bytes: facts.len(), contents })
+}
+
 fn catalogues(repo: &Path, manifest: &Digest) -> Result<Vec<(Name, Vec<u8>)>> {
     let folder = repo.join(names::CATALOGUES).join(manifest.to_string());
     let mut found = Vec::new();
@@ -135,7 +161,7 @@ fn catalogues(repo: &Path, manifest: &Digest) -> Result<Vec<(Name, Vec<u8>)>> {
 
 /// Everything that is on the air at a time, ready to be sent.
 pub struct Programme {
-    casts: Vec<(Entry, Cast)>,
+    casts: Vec<(Entry, Listed, Rc<Cast>)>,
     /// What every receiver needs first, said again and again.
     first: Vec<Packet>,
     made_s: u64,
@@ -146,22 +172,19 @@ impl Programme {
     ///
     /// # Errors
     /// If a file cannot be read or cast.
-    pub fn new(repo: &Path, inventory: &Inventory, sign: &Sign<'_>, old: Option<Self>) -> Result<Self> {
-        let mut had: BTreeMap<Name, (Entry, Cast)> = BTreeMap::new();
-        let before = old.as_ref().map_or(0, |old| old.made_s);
-        had.extend(old.into_iter().flat_map(|old| old.casts).map(|cast| (cast.0.name, cast)));
+    pub fn new(repo: &Path, inventory: &Inventory, sign: &Sign<'_>, old: Option<&Self>) -> Result<Self> {
+        let before = old.map_or(0, |old| old.made_s);
+        let had: &[_] = old.map_or(&[], |old| &old.casts);
         let mut casts = Vec::new();
-        for (name, bytes) in &inventory.files {
-            // Catalogues are the ones that change under their names.
-            let same = had.remove(name).filter(|_| matches!(name, Name::Object(_) | Name::Lists(_)));
-            casts.push(match same {
-                Some(cast) => cast,
-                None => cast(repo, *name, *bytes, sign)?,
+        for file in &inventory.files {
+            casts.push(match had.iter().find(|(_, was, _)| was == file) {
+                Some(same) => same.clone(),
+                None => cast(repo, *file, sign)?,
             });
         }
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?.as_secs();
         let made_s = now_s.max(before + 1);
-        let index = Index { made_s, entries: casts.iter().map(|(entry, _)| *entry).collect() }.encode();
+        let index = Index { made_s, entries: casts.iter().map(|(entry, ..)| *entry).collect() }.encode();
         let index = Cast::new(index_id(), &index, symbol_for(index.len()), &ReedSolomon, sign)
             .map_err(|why| anyhow!(why))?;
         let frames = inventory.frames.iter().flat_map(|(name, frame)| pieces(*name, frame));
@@ -178,9 +201,9 @@ impl Programme {
 
     /// Casts and their groups in the order of a round: each spread over all of it.
     fn order(&self) -> Vec<(usize, u32)> {
-        let several = self.casts.iter().any(|(_, cast)| cast.groups() > FEW_GROUPS);
+        let several = self.casts.iter().any(|(.., cast)| cast.groups() > FEW_GROUPS);
         let mut order: Vec<(f64, usize, u32)> = Vec::new();
-        for (number, (_, cast)) in self.casts.iter().enumerate() {
+        for (number, (.., cast)) in self.casts.iter().enumerate() {
             let groups = cast.groups();
             let times = if several && groups <= FEW_GROUPS { TIMES } else { 1 };
             let all = groups * times;
@@ -204,7 +227,7 @@ impl Programme {
         // Who has heard nothing yet knows at once what comes.
         (0..self.first.len()).try_for_each(|_| next(air))?;
         for (n, (number, group)) in order.iter().enumerate() {
-            for (at, packet) in self.casts[*number].1.group(*group).into_iter().enumerate() {
+            for (at, packet) in self.casts[*number].2.group(*group).into_iter().enumerate() {
                 if at % BETWEEN == BETWEEN - 1 {
                     next(air)?;
                 }
@@ -221,25 +244,28 @@ impl Programme {
         let all: u64 = self
             .order()
             .iter()
-            .map(|(number, group)| self.casts[*number].1.group(*group).iter().map(size).sum::<u64>())
+            .map(|(number, group)| self.casts[*number].2.group(*group).iter().map(size).sum::<u64>())
             .sum();
         let packets: usize = self
             .order()
             .iter()
-            .map(|(number, group)| self.casts[*number].1.group(*group).len() / BETWEEN)
+            .map(|(number, group)| self.casts[*number].2.group(*group).len() / BETWEEN)
             .sum();
         let first: u64 = self.first.iter().map(size).sum();
         all + first + first * packets as u64 / (self.first.len() as u64).max(1)
     }
 }
 
-fn cast(repo: &Path, name: Name, length: u64, sign: &Sign<'_>) -> Result<(Entry, Cast)> {
-    let path = repo.join(name.path());
-    let bytes = read_limited(&path, length)?;
-    let cast = Cast::new(id_of(&name), &bytes, symbol_for(bytes.len()), &ReedSolomon, sign)
+fn cast(repo: &Path, file: Listed, sign: &Sign<'_>) -> Result<(Entry, Listed, Rc<Cast>)> {
+    let path = repo.join(file.name.path());
+    let bytes = read_limited(&path, file.bytes)?;
+    let same = file.contents.is_none_or(|digest| digest.0 == *Sha256::digest(&bytes));
+    ensure!(same, "{} has just changed", path.display());
+    let cast = Cast::new(id_of(&file.name), &bytes, symbol_for(bytes.len()), &ReedSolomon, sign)
         .map_err(|why| anyhow!(why))
         .with_context(|| format!("broadcast {}", path.display()))?;
-    Ok((Entry { name, tag: cast.tag(), length: bytes.len() as u32 }, cast))
+    let entry = Entry { name: file.name, tag: cast.tag(), length: bytes.len() as u32 };
+    Ok((entry, file, Rc::new(cast)))
 }
 
 /// How packets leave.
@@ -291,5 +317,50 @@ impl Air {
             }
             Medium::Serial(port) => port.write_all(&frame(packet)).context("write to the line"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_under_its_name_is_cast_anew_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: Name, bytes: &[u8]| {
+            let path = folder.path().join(name.path());
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        let (wave, catalogue) = (Name::Wave([1; 8], 0, [0; 8]), Name::CatalogueAny(Digest([2; 32])));
+        let all = [wave, catalogue, Name::Object(Digest([3; 32]))];
+        all.iter().for_each(|name| put(*name, &[1; 35]));
+        let look = || {
+            let files = all.iter().map(|name| listed(folder.path(), *name)).collect::<Result<_>>().unwrap();
+            Inventory { files, ..Inventory::default() }
+        };
+        let sign: &Sign<'_> = &|_| [0; SIGNATURE_BYTES];
+        let tags =
+            |programme: &Programme| programme.casts.iter().map(|(entry, ..)| entry.tag).collect::<Vec<_>>();
+        let first = look();
+        let old = Programme::new(folder.path(), &first, sign, None).unwrap();
+        assert_eq!(look(), first);
+        for (n, name) in [wave, catalogue].into_iter().enumerate() {
+            let before = look();
+            let old = Programme::new(folder.path(), &before, sign, Some(&old)).unwrap();
+            // As long as before.
+            put(name, &[7; 35]);
+            let now = look();
+            assert_ne!(now, before, "{name:?}");
+            let new = Programme::new(folder.path(), &now, sign, Some(&old)).unwrap();
+            let (old, new) = ((tags(&old), old), (tags(&new), new));
+            let changed: Vec<usize> = (0..3).filter(|at| old.0[*at] != new.0[*at]).collect();
+            assert_eq!((changed, new.1.made_s > old.1.made_s), (vec![n], true), "{name:?}");
+            assert!(Rc::ptr_eq(&old.1.casts[2].2, &new.1.casts[2].2), "the payload is not coded again");
+        }
+        // Somebody else changes a file between look and cast: neither state is broadcast as the other.
+        let seen = look();
+        put(wave, &[8; 35]);
+        assert!(Programme::new(folder.path(), &seen, sign, Some(&old)).is_err());
     }
 }

@@ -276,6 +276,6 @@ fn open(source: &str) -> Result<Box<dyn Carrier>, Failure> {
 }
 
 #[cfg(test)]
-mod broker_tests;
+pub(crate) mod broker_tests;
 #[cfg(test)]
 mod tests;

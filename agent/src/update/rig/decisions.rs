@@ -20,10 +20,10 @@ use formats::repository;
 use formats::roles::{Chain, Root, SignedRoot};
 use formats::wave::{EVERYBODY, Wave};
 
-const SITE: &str = "north";
-const DEVICE: &str = "device";
+pub(in crate::update) const SITE: &str = "north";
+pub(in crate::update) const DEVICE: &str = "device";
 
-pub(super) fn facts(shop: &Shop, version: &str, roothash: Digest) -> Facts {
+pub(in crate::update) fn facts(shop: &Shop, version: &str, roothash: Digest) -> Facts {
     let probe = Probe::Unit { unit: "app.service".into() };
     Facts {
         running: Some(Release { version: version.into(), roothash, manifest: None }),
@@ -52,29 +52,29 @@ fn begin(facts: Facts, memory: Memory) -> State {
     State::default().step(Event::Started(Box::new(facts), Box::new(memory)), 1000).0
 }
 
-fn running_one(shop: &Shop) -> State {
+pub(in crate::update) fn running_one(shop: &Shop) -> State {
     begin(facts(shop, "1.0", shop.one.roothash), Memory::default())
 }
 
-pub(super) fn offered(manifest: &[u8]) -> Event {
+pub(in crate::update) fn offered(manifest: &[u8]) -> Event {
     let room =
         Room { root: 1 << 30, verity: 1 << 30, esp: 1 << 30, var: 1 << 30, uki: None, boot_loader: None };
     Event::Manifest(Box::new(Offered { manifest: manifest.to_vec(), catalogue: None, wave: Ok(None), room }))
 }
 
-pub(super) fn manifest_of(built: &super::release::Built) -> Vec<u8> {
+pub(in crate::update) fn manifest_of(built: &super::release::Built) -> Vec<u8> {
     let frame = Frame::parse(&built.files[repository::ANNOUNCE]).unwrap();
     built.files[&repository::object(&frame.unverified().manifest)].clone()
 }
 
 /// Asks for an update from a source with these announcements; gives what comes of it.
-pub(super) fn look(state: State, frames: &[&[u8]]) -> (State, Outcome) {
+pub(in crate::update) fn look(state: State, frames: &[&[u8]]) -> (State, Outcome) {
     let (state, _) = state.step(Event::Check(Some("net".into()), Intent::Now), 2000);
     let frames = frames.iter().map(|frame| frame.to_vec()).collect();
     state.step(Event::Announcements(frames), 3000)
 }
 
-pub(super) fn said(out: &Outcome) -> &str {
+pub(in crate::update) fn said(out: &Outcome) -> &str {
     out.answer.as_ref().map_or("", |answer| &answer.text)
 }
 
@@ -329,7 +329,7 @@ fn root(shop: &Shop, version: u16) -> Root {
     if version == 1 { shop.root.clone() } else { Root { version, release, ..shop.root.clone() } }
 }
 
-fn chain(shop: &Shop, versions: impl Iterator<Item = u16>) -> Vec<u8> {
+pub(in crate::update) fn chain(shop: &Shop, versions: impl Iterator<Item = u16>) -> Vec<u8> {
     let documents = versions.map(|version| {
         let mut document = SignedRoot::unsigned(root(shop, version));
         let message = document.root.signed_bytes();

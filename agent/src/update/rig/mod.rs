@@ -10,11 +10,12 @@
 //! one block and one flush interval twice.
 
 mod carriers;
-mod decisions;
+pub(super) mod decisions;
 mod failures;
 mod judge;
-mod medium;
-mod release;
+pub(super) mod medium;
+pub(super) mod release;
+mod waves;
 mod world;
 
 use judge::judge;

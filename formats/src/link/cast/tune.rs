@@ -263,9 +263,9 @@ impl<R: Room> Tuner<R> {
         let known = self.frames.get(&name);
         let wanted = match name {
             Name::Announce | Name::Announcement(..) => self.names.contains(&name),
-            Name::Roots | Name::Object(_) | Name::Lists(_) | Name::Catalogue(..) | Name::CatalogueAny(_) => {
-                false
-            }
+            Name::Roots | Name::Object(_) | Name::Lists(_) => false,
+            // Waves are casts, which the catalogue key signs: only so can the air say that there is none.
+            Name::Catalogue(..) | Name::CatalogueAny(_) | Name::Wave(..) => false,
         };
         if !wanted || frame.len() > MAX_FRAME_BYTES || known.is_some_and(|(_, known)| known == frame) {
             return News::Little;

@@ -1,7 +1,7 @@
 //! Real brokers, the real `farhold serve`, real files: what a device gets over MQTT, alone and together with other carriers.
 
 mod fleet;
-mod parts;
+pub(crate) mod parts;
 
 use super::mqtt::{Handle, Identity};
 use super::*;

@@ -222,7 +222,7 @@ pub struct Serve {
 }
 
 /// The builder's program: as `make` names it, or of the same build.
-fn farhold() -> PathBuf {
+pub fn farhold() -> PathBuf {
     let beside = || {
         let own = std::env::current_exe().unwrap();
         own.parent().unwrap().parent().unwrap().join("farhold")
