@@ -8,6 +8,9 @@ use super::name::Name;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
+/// How long a device may be busy with something else, as a flush to a slow disk, without the line falling idle, ms.
+const BUSY_MS: u64 = 500;
+
 /// How a link is used. Times in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -110,8 +113,8 @@ pub struct Pull {
     useful_ms: u64,
     came_ms: Option<u64>,
     asked_ms: Option<u64>,
-    /// Smoothed time between chunks, and from a request on an idle line to its first chunk.
-    gap_ms: Option<u64>,
+    /// Smoothed time for eight chunks, and from a request on an idle line to its first chunk.
+    eight_ms: Option<u64>,
     round_ms: Option<u64>,
 }
 
@@ -133,7 +136,7 @@ impl Pull {
             useful_ms: now_ms,
             came_ms: None,
             asked_ms: None,
-            gap_ms: None,
+            eight_ms: None,
             round_ms: None,
         }
     }
@@ -146,11 +149,11 @@ impl Pull {
         pull
     }
 
-    /// Chunks to ask for ahead: what comes in two rounds, so that the line never idles.
+    /// Chunks to ask for ahead: what comes in two rounds and while the device is busy, so that the line never idles.
     fn window(&self) -> u32 {
         let Settings { window_min, window_max, .. } = self.settings;
-        let (Some(round), Some(gap)) = (self.round_ms, self.gap_ms) else { return window_min };
-        let ahead = 2 * round / gap.max(1) + 8;
+        let (Some(round), Some(eight)) = (self.round_ms, self.eight_ms) else { return window_min };
+        let ahead = 8 * (2 * round + BUSY_MS) / eight.max(1) + 8;
         u32::try_from(ahead).unwrap_or(u32::MAX).clamp(window_min, window_max)
     }
 
@@ -198,12 +201,12 @@ impl Pull {
             self.round_ms = Some(self.round_ms.map_or(round, |old| (3 * old + round) / 4));
         } else if let Some(came) = self.came_ms {
             let gap = now_ms.saturating_sub(came);
-            self.gap_ms = Some(self.gap_ms.map_or(gap, |old| (7 * old + gap) / 8));
+            // Chunks that come in bursts make it no less than it is.
+            self.eight_ms = Some(self.eight_ms.map_or(8 * gap, |old| old - old / 8 + gap));
         }
         self.came_ms = Some(now_ms);
         self.useful_ms = now_ms;
-        let usual =
-            2 * self.round_ms.unwrap_or(0) + 8 * self.gap_ms.unwrap_or(self.settings.first_wait_ms / 8);
+        let usual = 2 * self.round_ms.unwrap_or(0) + self.eight_ms.unwrap_or(self.settings.first_wait_ms);
         self.wait_ms = usual.clamp(self.settings.wait_min_ms, self.settings.wait_max_ms);
         self.deadline_ms = now_ms + self.wait_ms;
     }

@@ -9,12 +9,17 @@ use anyhow::{Context, Result};
 use formats::link::answer::Queue;
 use formats::link::at::{DOWN_MAX, UP_MAX, credits, with_sum};
 use formats::link::message::Message;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// Between two looks at what the gateway has and whether to end, ms, if the device says nothing.
+const LOOK_MS: u16 = 20;
 
 /// What goes wrong, in parts of a million.
 #[derive(Clone, Copy, Debug, Default)]
@@ -154,7 +159,7 @@ impl Simulator {
                         self.hear(byte)?;
                     }
                 }
-                None => std::thread::sleep(Duration::from_millis(1)),
+                None => self.wait(PollFlags::POLLIN)?,
             }
             let waits = self.shared(|shared| !shared.down.is_empty());
             if waits && !self.rung {
@@ -165,13 +170,21 @@ impl Simulator {
         Ok(())
     }
 
+    /// Sleeps until the terminal has or takes something, or it is to be looked whether something is to be said.
+    fn wait(&self, what: PollFlags) -> Result<()> {
+        match poll(&mut [PollFd::new(self.end.fd(), what)], LOOK_MS) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error).context("wait for the modem's terminal"),
+        }
+    }
+
     fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(5);
         while !bytes.is_empty() && Instant::now() < until {
             let n = self.end.write(bytes).context("write to the modem's terminal")?;
             bytes = &bytes[n..];
             if n == 0 {
-                std::thread::sleep(Duration::from_millis(1));
+                self.wait(PollFlags::POLLOUT)?;
             }
         }
         Ok(())

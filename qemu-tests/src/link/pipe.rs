@@ -93,6 +93,12 @@ impl Pipe {
             <= self.shape.line_us(usize::try_from(self.shape.queue_bytes).unwrap_or(usize::MAX))
     }
 
+    /// Since when a stream has had room to send.
+    pub fn room_us(&self) -> u64 {
+        let queue = usize::try_from(self.shape.queue_bytes).unwrap_or(usize::MAX);
+        self.free_us.saturating_sub(self.shape.line_us(queue))
+    }
+
     /// Takes a packet at time `now_us`.
     pub fn push(&mut self, now_us: u64, (channel, mut packet): Packet) {
         let shape = self.shape;

@@ -6,7 +6,7 @@ use super::shape::Shape;
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const PIECE: usize = 32;
 /// Bytes of a TCP stream that travel together.
 const SEGMENT: usize = 1400;
+/// Bytes that a kernel takes of a program and sends over a line by itself, however late anybody wakes.
+const KEPT: usize = 4096;
 /// Largest packet.
 const PACKET: usize = 65_536;
 /// Longest sleep: the wish to end is heard after so long.
@@ -28,12 +30,36 @@ pub type Both = [Counts; 2];
 
 struct Channel {
     ends: [End; 2],
+    /// What a terminal has given, and when, that the line has not taken yet.
+    kept: [VecDeque<(u64, Vec<u8>)>; 2],
     /// What the end has no room for yet.
     pending: [Vec<u8>; 2],
     /// Whether it will send no more.
     ended: [bool; 2],
     /// Whether it was told that no more comes.
     closed: [bool; 2],
+}
+
+impl Channel {
+    /// Takes what a terminal has, as far as there is room.
+    fn keep(&mut self, side: usize, now_us: u64, buffer: &mut [u8]) -> Result<()> {
+        while self.kept[side].len() < KEPT / PIECE {
+            match self.ends[side].read(&mut buffer[..PIECE]).context("read from an end of the link")? {
+                None | Some(0) => return Ok(()),
+                Some(n) => self.kept[side].push_back((now_us, buffer[..n].to_vec())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives it to the line, as of when the line had room for it: a line does not pause because its simulation slept.
+    fn send(&mut self, side: usize, (number, now_us): (u32, u64), pipe: &mut Pipe) {
+        while pipe.has_room(now_us)
+            && let Some((came_us, piece)) = self.kept[side].pop_front()
+        {
+            pipe.push(came_us.max(pipe.room_us()), (number, piece));
+        }
+    }
 }
 
 /// A link.
@@ -45,6 +71,7 @@ pub struct Link {
     begun: Instant,
     scale: f64,
     counts: Arc<Mutex<Both>>,
+    buffer: Vec<u8>,
 }
 
 impl Link {
@@ -58,13 +85,14 @@ impl Link {
             begun: Instant::now(),
             scale,
             counts: Arc::default(),
+            buffer: vec![0; PACKET],
         }
     }
 
     /// Joins two ends.
     pub fn join(&mut self, a: End, b: End) {
-        let channel =
-            Channel { ends: [a, b], pending: Default::default(), ended: [false; 2], closed: [false; 2] };
+        let (kept, pending) = Default::default();
+        let channel = Channel { ends: [a, b], kept, pending, ended: [false; 2], closed: [false; 2] };
         self.channels.insert(self.next, channel);
         self.next += 1;
     }
@@ -139,7 +167,12 @@ impl Link {
 
     /// Packets are always taken; a stream waits while the line has enough.
     fn wants(&self, channel: &Channel, side: usize, now_us: u64) -> bool {
-        !channel.ended[side] && (!channel.ends[side].stream() || self.pipes[side].has_room(now_us))
+        let room = match &channel.ends[side] {
+            End::Tap(_) | End::Udp(..) => true,
+            End::Tcp(_) => self.pipes[side].has_room(now_us),
+            End::Terminal(..) => channel.kept[side].len() < KEPT / PIECE,
+        };
+        !channel.ended[side] && room
     }
 
     fn accept(&mut self) -> Result<()> {
@@ -154,22 +187,23 @@ impl Link {
     }
 
     fn take_in(&mut self) -> Result<()> {
-        let mut buffer = vec![0; PACKET];
         let now = self.now_us();
+        let buffer = &mut self.buffer;
         for (number, channel) in &mut self.channels {
             for side in 0..2 {
-                let stream = channel.ends[side].stream();
-                let most = match &channel.ends[side] {
-                    End::Tcp(_) => SEGMENT,
-                    End::Terminal(..) => PIECE,
-                    End::Tap(_) | End::Udp(..) => PACKET,
-                };
-                while !channel.ended[side] && (!stream || self.pipes[side].has_room(now)) {
+                let (stream, pipe) = (channel.ends[side].stream(), &mut self.pipes[side]);
+                if let End::Terminal(..) = channel.ends[side] {
+                    channel.keep(side, now, buffer)?;
+                    channel.send(side, (*number, now), pipe);
+                    continue;
+                }
+                let most = if stream { SEGMENT } else { PACKET };
+                while !channel.ended[side] && (!stream || pipe.has_room(now)) {
                     match channel.ends[side].read(&mut buffer[..most]) {
                         Ok(None) => break,
                         Ok(Some(n)) => {
                             channel.ended[side] = stream && n == 0;
-                            self.pipes[side].push(now, (*number, buffer[..n].to_vec()));
+                            pipe.push(now, (*number, buffer[..n].to_vec()));
                         }
                         Err(error) => return Err(error).context("read from an end of the link"),
                     }
