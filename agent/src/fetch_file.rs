@@ -38,7 +38,7 @@ pub struct Fetch {
     #[arg(long, requires = "block_log2")]
     bytes: Option<u64>,
     /// Binary logarithm of its block size
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(8..=22))]
     block_log2: Option<u8>,
     /// Give up after so many attempts in a row that brought nothing
     #[arg(long, default_value_t = 20)]

@@ -6,7 +6,7 @@ use crate::update::carrier::{Carrier, Carriers, Failure, Tagged, Tally};
 use crate::update::fetch::{Control, Interval};
 use crate::update::health::{self, Attempts};
 use crate::update::install::{self, Failed, Platform, Work};
-use crate::update::links::Limits;
+use crate::update::links::{Limits, PEER};
 use crate::update::machine::Machine;
 use crate::update::slot::VerifiedSlot;
 use crate::update::state::{Attempt, Progress};
@@ -21,6 +21,7 @@ use formats::hex::Digest;
 use formats::repository;
 use formats::roles::MAX_CHAIN_BYTES;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -78,10 +79,11 @@ impl Engine {
     pub fn start(surroundings: Surroundings, events: Sender<Event>) -> Result<Self> {
         let wanted = Arc::new(AtomicU32::new(0));
         let heard = events.clone();
-        let carriers = Carriers::new(surroundings.identity(), move |source: &str| {
+        let mut carriers = Carriers::new(surroundings.identity(), move |source: &str| {
             // A loop that is busy looks at the source in its own time.
             drop(heard.try_send(Event::Heard(source.to_owned())));
         });
+        carriers.pair(Path::new(crate::pair::CONFIG), surroundings.sources.clone());
         let carriers = Arc::new(Mutex::new(carriers));
         let worker = || Worker {
             surroundings: surroundings.clone(),
@@ -312,6 +314,10 @@ impl Worker {
             }
             Effect::Cancel | Effect::Restart(_) => return,
         };
+        let brought = self.carriers().peer().map_or(0, |peer| peer.brought());
+        if brought > 0 && self.events.blocking_send(Event::Paid(PEER.into(), brought)).is_err() {
+            tracing::debug!("the loop has ended");
+        }
         let looked = std::mem::take(&mut self.looked).0;
         if let (Some(source), 1..) = (source, looked)
             && self.events.blocking_send(Event::Paid(source, looked)).is_err()

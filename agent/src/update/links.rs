@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 const BOOKED_BYTES: u64 = 256 << 10;
 const BOOKED_SHARE: u64 = 64;
 
+/// The other node of a pair, as counts and words name it; no source is called so.
+pub const PEER: &str = "peer";
+
 /// How much of a carrier a job may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -114,7 +117,14 @@ impl<'t> Table<'t> {
                 carrier.name, carrier.source
             )
         };
-        self.carriers.iter().map(one).collect()
+        let brought = self.used.get(PEER).map(|used| used.at(self.now_s)).map(|used| {
+            format!(
+                "Carrier {PEER} (the other node of the pair) brought {} KiB today, {} KiB this month, for nothing.",
+                used.day_bytes.div_ceil(1024),
+                used.month_bytes.div_ceil(1024)
+            )
+        });
+        self.carriers.iter().map(one).chain(brought).collect()
     }
 
     fn rest(&self, carrier: &CarrierSettings, (bytes, source, rate): (u64, &str, u64)) -> String {
@@ -205,5 +215,12 @@ mod tests {
              4 min and 156.25 EUR on it."
         );
         assert!(table.words(None)[0].ends_with("0 KiB this month."));
+        let mut brought = Used::default();
+        brought.add(NOON, 3 << 10);
+        let used = BTreeMap::from([(PEER.to_owned(), brought)]);
+        let words = Table { used: &used, ..table }.words(None);
+        let said =
+            "Carrier peer (the other node of the pair) brought 3 KiB today, 3 KiB this month, for nothing.";
+        assert_eq!(words.last().map(String::as_str), Some(said));
     }
 }

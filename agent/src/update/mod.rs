@@ -3,7 +3,8 @@
 //! Data flows `carrier` (bytes from a folder or a server) → `staging` (verified blocks that survive power loss) →
 //! `decode` (payload to image) → `slot` (inactive slot, up to a `VerifiedSlot`) → `esp` (its entry). `install` has the
 //! order; `step` decides, purely: state and event in, state and effects out; `plan`, `entries`, `policy` are its
-//! parts. `engine` performs effects on a thread of its own; `view` is what people see.
+//! parts. `engine` performs effects on a thread of its own; `view` is what people see; `shelf` is the journal as the other node of a pair
+//! reads it.
 
 pub mod adaptive;
 pub mod carrier;
@@ -19,6 +20,7 @@ pub mod machine;
 pub mod observe;
 pub mod plan;
 pub mod policy;
+pub mod shelf;
 pub mod slot;
 pub mod staging;
 pub mod state;

@@ -17,22 +17,22 @@ use anyhow::{Context, Result, ensure};
 use formats::object::{Geometry, ListReader, Verifier, leaf};
 use std::ops::Range;
 
-const PAGE: u64 = 4096;
-const MAGIC: &[u8; 18] = b"farhold-staged-v1\n";
+pub(super) const PAGE: u64 = 4096;
+pub(super) const MAGIC: &[u8; 18] = b"farhold-staged-v1\n";
 
 /// Bytes of the region for an object of this geometry.
 pub fn bytes(geometry: &Geometry) -> u64 {
     Layout::of(geometry).end
 }
 
-struct Layout {
-    lists: u64,
-    data: u64,
+pub(super) struct Layout {
+    pub(super) lists: u64,
+    pub(super) data: u64,
     end: u64,
 }
 
 impl Layout {
-    fn of(geometry: &Geometry) -> Self {
+    pub(super) fn of(geometry: &Geometry) -> Self {
         let up = |bytes: u64| bytes.div_ceil(PAGE) * PAGE;
         let lists = PAGE + up(geometry.blocks().div_ceil(8));
         let data = lists + up(geometry.list_bytes());

@@ -158,5 +158,6 @@ fn table(version: &str, devices: u64, rows: &[Row]) -> String {
             row.price.as_deref().unwrap_or("-"),
         ]);
     }
+    out.push_str("Of two nodes of a pair one pays for a block; the other has it from that one, as carrier peer, for nothing.\n");
     out
 }

@@ -57,6 +57,9 @@ pub struct Config {
     /// A file that names the machine and is not on its disk; by default what firmware or device tree say.
     #[serde(default)]
     pub machine: Option<PathBuf>,
+    /// Where the agent of this node hands out blocks of releases to that of the other.
+    #[serde(default = "blocks")]
+    pub blocks: PathBuf,
     /// Times that differ from the shipped ones.
     #[serde(default)]
     pub times: Times,
@@ -158,6 +161,10 @@ fn baud() -> u32 {
     115_200
 }
 
+fn blocks() -> PathBuf {
+    "/run/farhold/blocks".into()
+}
+
 fn kine() -> String {
     "kine".to_owned()
 }
@@ -194,6 +201,7 @@ impl Config {
         for (name, path) in [
             ("state", &self.state),
             ("run", &self.run),
+            ("blocks", &self.blocks),
             ("postgres.bin", &self.postgres.bin),
             ("postgres.data", &self.postgres.data),
         ] {

@@ -123,6 +123,7 @@ async fn main(config: Config) -> Result<()> {
     spawn_local(tunnel::serve(Rc::clone(&site), tcp));
     spawn_local(tunnel::follow(Rc::clone(&site), socket(&site.tunnel_sockets().join(".s.PGSQL.5432"))?));
     spawn_local(tunnel::fetch(Rc::clone(&site), socket(&site.copy_sockets().join(".s.PGSQL.5432"))?));
+    spawn_local(tunnel::blocks(Rc::clone(&site), socket(&site.config.run.join("blocks"))?));
     spawn_local(control::serve(socket(&site.config.run.join("control"))?, requests));
     spawn_local(probe(Rc::clone(&site)));
     spawn_local(server::supervise(Rc::clone(&site)));

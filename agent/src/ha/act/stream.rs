@@ -37,6 +37,8 @@ pub enum Purpose {
     Copy,
     /// A client of the other node's port; the sender's epoch.
     Client(u64),
+    /// Blocks of releases, from agent to agent.
+    Blocks,
 }
 
 /// The first frame.

@@ -4,7 +4,7 @@
 //! It does not know when it is open; that is the decisions' `Tunnel`.
 
 use super::filter::Filter;
-use super::gate::{Pass, Verdict};
+use super::gate::{Gate, Pass, Verdict};
 use super::relay::{Sink, Source, both, pump};
 use super::settings;
 use super::site::Site;
@@ -45,6 +45,10 @@ pub async fn serve(site: Rc<Site>, listener: TcpListener) {
 async fn answer(site: &Rc<Site>, tcp: TcpStream) -> Result<()> {
     let (ends, _) = site.peer_ends().context("there is no peer")?;
     let (purpose, mut reader, writer) = stream::accept(&ends, site.peer_session.get(), tcp).await?;
+    if purpose == Purpose::Blocks {
+        let local = UnixStream::connect(&site.config.blocks).await.context("reach this node's agent")?;
+        return pass_on(local, reader, writer).await;
+    }
     let Some(first) = reader.read().await? else { return Ok(()) };
     let packet = first.to_vec();
     let Some(Ok(First::Session(session))) = packet.get(4..).map(parse) else { bail!("no startup packet") };
@@ -75,7 +79,38 @@ async fn answer(site: &Rc<Site>, tcp: TcpStream) -> Result<()> {
             join(site, (packet, reader, writer), &pass, (&serves, &serves), None).await
         }
         Purpose::Client(epoch) => client(site, epoch, &session, (packet, reader, writer)).await,
+        Purpose::Blocks => bail!("blocks are passed on above"),
     }
+}
+
+/// Takes the agent of this node to that of the other. It has no part in who is primary: nothing cuts it but its ends.
+pub async fn blocks(site: Rc<Site>, listener: UnixListener) {
+    loop {
+        let Ok((local, _)) = listener.accept().await else { continue };
+        let site = Rc::clone(&site);
+        tokio::task::spawn_local(async move {
+            let reached = async {
+                let (ends, addresses) = site.peer_ends().context("there is no peer")?;
+                stream::connect(&ends, &addresses, Purpose::Blocks).await
+            };
+            let done = match reached.await {
+                Ok((reader, writer)) => pass_on(local, reader, writer).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = done {
+                tracing::debug!(error = format!("{error:#}"), "a stream of blocks ended");
+            }
+        });
+    }
+}
+
+async fn pass_on(local: UnixStream, reader: Reader, writer: Writer) -> Result<()> {
+    let (read, write) = local.into_split();
+    let gate = Rc::new(Gate::default());
+    let (pass, go) = (gate.pass(), || Verdict::Go);
+    let forth = pump(Source::Plain(Box::new(read)), Sink::Sealed(writer), &pass, &go, None);
+    let back = pump(Source::Sealed(reader), Sink::Plain(Box::new(write)), &pass, &go, None);
+    both(forth, back, &pass).await
 }
 
 async fn client(

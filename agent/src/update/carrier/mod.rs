@@ -10,6 +10,7 @@ mod folder;
 mod http;
 mod linked;
 pub mod mqtt;
+pub mod peer;
 mod satellite;
 mod serial;
 mod stream;
@@ -23,6 +24,7 @@ use formats::hex::Digest;
 use formats::repository;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Why a carrier, or the work with its bytes, failed.
@@ -176,12 +178,39 @@ pub struct Carriers {
     heard: Arc<dyn Fn(&str) + Send + Sync>,
     brokers: BTreeMap<String, Arc<mqtt::Broker>>,
     receivers: BTreeMap<String, Arc<cast::Receiver>>,
+    /// Where a pair's configuration would be, and what may be new if the other node says so.
+    pair: Option<(PathBuf, Vec<String>)>,
+    peer: Option<Arc<peer::Peer>>,
 }
 
 impl Carriers {
     /// Nothing is open yet. `heard` is told of a source that announces something by itself; it is called by other threads.
     pub fn new(identity: mqtt::Identity, heard: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self { identity, heard: Arc::new(heard), brokers: BTreeMap::new(), receivers: BTreeMap::new() }
+        let (brokers, receivers) = Default::default();
+        Self { identity, heard: Arc::new(heard), brokers, receivers, pair: None, peer: None }
+    }
+
+    /// Shares with the other node of a pair, if one is configured now or later; what it wants may be new in these sources.
+    pub fn pair(&mut self, config: &Path, sources: Vec<String>) {
+        self.pair = Some((config.to_owned(), sources));
+        self.peer();
+    }
+
+    /// The other node of the pair.
+    pub fn peer(&mut self) -> Option<Arc<peer::Peer>> {
+        if self.peer.is_some() {
+            return self.peer.clone();
+        }
+        let (config, sources) = self.pair.as_ref().filter(|(config, _)| config.exists())?;
+        let (heard, sources) = (self.heard.clone(), sources.clone());
+        let heard = Box::new(move || sources.iter().for_each(|source| heard(source)));
+        match peer::Peer::of_pair(config, heard) {
+            Ok(peer) => self.peer = peer,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "nothing is shared with the other node");
+            }
+        }
+        self.peer.clone()
     }
 
     /// Opens a source: `http://…`, `https://…`, `mqtt://…`, `mqtts://…`, `serial:…`, `cast:…`, or a folder.
@@ -195,6 +224,11 @@ impl Carriers {
         let inner: Box<dyn Carrier> = match formats::mqtt::Address::is_meant(source) {
             true => Box::new(mqtt::Handle(self.broker(source)?)),
             false => open(source)?,
+        };
+        // A stick costs nothing.
+        let inner: Box<dyn Carrier> = match self.peer().filter(|_| !source.starts_with('/')) {
+            Some(peer) => Box::new(peer::Beside { inner, peer }),
+            None => inner,
         };
         if self.receivers.is_empty() {
             return Ok(inner);

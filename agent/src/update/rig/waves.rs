@@ -56,7 +56,10 @@ fn push(repository: &Path, share: &str) {
 }
 
 /// Ends with its process; what it prints has somewhere to go.
-struct Program(Child, BufReader<ChildStdout>);
+struct Program {
+    child: Child,
+    _said: BufReader<ChildStdout>,
+}
 
 impl Program {
     fn start(arguments: &[&str]) -> Self {
@@ -64,14 +67,14 @@ impl Program {
         let (mut line, mut said) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
         said.read_line(&mut line).unwrap();
         assert!(line.starts_with("serving") || line.starts_with("broadcasting"), "{line}");
-        Self(child, said)
+        Self { child, _said: said }
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which carrier is used for a look or a fetch, and what it has carried.
 
 use super::{Effect, Outcome, State};
-use crate::update::links::{Choice, Table};
+use crate::update::links::{Choice, PEER, Table};
 use crate::update::policy;
 use crate::update::state::Phase;
 use formats::tariff::Verdict;
@@ -56,7 +56,8 @@ impl State {
     /// So many bytes came over a source.
     pub(super) fn book(&mut self, source: &str, bytes: u64) {
         let table = self.table(0);
-        let (name, now_s) = (table.of(source).map(|carrier| carrier.name.clone()), table.now_s);
+        let peer = (source == PEER).then(|| PEER.to_owned());
+        let (name, now_s) = (table.of(source).map(|carrier| carrier.name.clone()).or(peer), table.now_s);
         if let (Some(name), 1..) = (name, bytes) {
             self.memory.used.entry(name).or_default().add(now_s, bytes);
         }

@@ -243,7 +243,7 @@ impl Receiver {
 }
 
 /// Numbers of pieces as ranges.
-fn runs(pieces: &BTreeSet<u64>) -> Vec<Range<u64>> {
+pub fn runs(pieces: &BTreeSet<u64>) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for piece in pieces {
         match runs.last_mut().filter(|run| run.end == *piece) {
