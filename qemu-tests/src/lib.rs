@@ -47,6 +47,7 @@ pub mod site;
 pub mod socket;
 pub mod ssh;
 pub mod status;
+pub mod stick;
 pub mod testing;
 pub mod vm;
 pub mod workshop;

@@ -49,6 +49,9 @@ pub struct Machine {
     /// Serial number that the machine says it has.
     #[serde(default)]
     pub serial: Option<String>,
+    /// USB ports, for sticks that are plugged in while it runs; a disk on [`Bus::Usb`] brings them too.
+    #[serde(default)]
+    pub usb_ports: bool,
 }
 
 /// A network that the machines of a site share.
@@ -174,6 +177,7 @@ impl Machine {
                 Arch::Arm64 => Vec::new(),
             },
             serial: None,
+            usb_ports: false,
         }
     }
 
@@ -225,7 +229,7 @@ impl Machine {
             let words = self.kernel_words.join(" ").replace(',', ",,");
             add("-smbios", format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={words}"));
         }
-        if self.disks.iter().any(|disk| disk.bus == Bus::Usb) {
+        if self.usb_ports || self.disks.iter().any(|disk| disk.bus == Bus::Usb) {
             add("-device", "qemu-xhci,id=usb".into());
         }
         for (index, disk) in self.disks.iter().enumerate() {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Board that the lab boots.
-const BOARD: &str = "vm";
+pub const BOARD: &str = "vm";
 /// Variable with the folder that `farhold build --out` wrote; keys and lock stand beside it.
 pub const IMAGE_VARIABLE: &str = "FARHOLD_TEST_IMAGE_DIR";
 

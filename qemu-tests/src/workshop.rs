@@ -1,6 +1,6 @@
 //! A vendor's desk: a copy of the recipes that is changed, baked into releases and published to a repository.
 
-use crate::programs::{Programs, run, source_folder};
+use crate::programs::{BOARD, Programs, run, source_folder};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,6 +15,7 @@ const PROFILE: &str = "recipes/profiles/edge-minimal.yaml";
 pub struct Workshop {
     folder: PathBuf,
     programs: Programs,
+    board: &'static str,
     version: String,
     published: Option<String>,
     made: u32,
@@ -40,7 +41,13 @@ impl Workshop {
         }
         let programs = Programs::from_environment()?;
         let version = "1.0.0".to_owned();
-        Ok(Self { folder: folder.to_owned(), programs, version, published: None, made: 0 })
+        Ok(Self { folder: folder.to_owned(), programs, board: BOARD, version, published: None, made: 0 })
+    }
+
+    /// Bakes for this board.
+    #[must_use]
+    pub fn for_board(self, board: &'static str) -> Self {
+        Self { board, ..self }
     }
 
     /// The programs that it uses.
@@ -93,7 +100,7 @@ impl Workshop {
         self.made += 1;
         let (profile, out) = (self.folder.join(PROFILE), self.folder.join(version));
         let lock = self.folder.join(format!("{version}.lock"));
-        let target = self.programs.target();
+        let target = self.programs.target_on(self.board);
         let mut command = self.programs.farhold();
         command.arg("lock").arg(&profile).args(target).arg("--out").arg(&lock);
         run(command.args(self.programs.artefacts()))?;
