@@ -46,6 +46,13 @@ fn broker(text: &str) -> Result<Address> {
     Address::parse(text).map_err(anyhow::Error::msg)
 }
 
+/// Says where it serves; if nobody reads that any more, it serves all the same.
+fn say(line: &str) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        tracing::debug!(%error, "nobody reads standard output");
+    }
+}
+
 impl ServeCmd {
     /// Runs the command.
     ///
@@ -77,7 +84,7 @@ impl ServeCmd {
     fn on_a_line(&self, line: &Line) -> Result<()> {
         let folder = self.repo.display();
         serial::run(&self.repo, line, self.log, || {
-            println!("serving {folder} on {} at {} bit/s (Ctrl-C ends it)", line.device, line.baud);
+            say(&format!("serving {folder} on {} at {} bit/s (Ctrl-C ends it)", line.device, line.baud));
         })
         .with_context(|| format!("serve {folder} on {}", line.device))
     }
@@ -97,7 +104,7 @@ impl ServeCmd {
         let folder = self.repo.display();
         let Address { host, port, prefix, .. } = options.address.clone();
         broker::run(options, || {
-            println!("serving {folder} behind {host}:{port} as {prefix} (Ctrl-C ends it)");
+            say(&format!("serving {folder} behind {host}:{port} as {prefix} (Ctrl-C ends it)"));
         })
         .with_context(|| format!("serve {folder} behind {host}:{port}"))
     }
@@ -111,7 +118,7 @@ impl ServeCmd {
         };
         let folder = self.repo.display();
         let sent = http::run(options, |address| {
-            println!("serving {folder} at http://{address}/ (Ctrl-C ends it)");
+            say(&format!("serving {folder} at http://{address}/ (Ctrl-C ends it)"));
         })
         .with_context(|| format!("serve {folder}"))?;
         writeln!(std::io::stdout(), "{sent} bytes sent").context("write to standard output")
