@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+/// How long a node that is in sync may not be heard under load.
+const READY: Duration = Duration::from_secs(30);
+
 impl Site {
     pub fn ha(&self, node: Node, args: &[&str]) -> String {
         self.try_ha(node, args).unwrap_or_else(|said| panic!("ha {args:?}: {said}"))
@@ -75,8 +78,13 @@ impl Site {
         }
     }
 
+    /// Asks for a hand-over, again as long as the answer is to wait.
     pub fn ask_switch_over(&self, from: Node) {
-        self.ha(from, &["switchover"]);
+        let until = Instant::now() + READY;
+        while let Err(said) = self.try_ha(from, &["switchover"]) {
+            assert!(said.contains("wait until") && Instant::now() < until, "switchover: {said}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     pub fn wait_leading(&self, node: Node, patience: Duration) {
