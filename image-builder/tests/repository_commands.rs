@@ -129,7 +129,7 @@ fn publishing_and_serving_nothing_say_what_to_do() {
     );
     assert_eq!(
         desk.fails("publish nowhere --repo repo"),
-        "farhold: publish nowhere to repo: open nowhere/roots: No such file or directory (os error 2)\n"
+        "farhold: publish nowhere to repo: nowhere holds no release: give the folder `release` that `farhold build` wrote\n"
     );
     assert!(!desk.path("repo").exists());
     assert_eq!(
