@@ -1,10 +1,13 @@
-//! More paths than one: a serial cable between the nodes, and an address that follows the primary.
+//! More paths than one: a serial cable between the nodes, an address that follows the primary, and the tunnel as a way from
+//! agent to agent.
 
 use super::site::{Node, Plan, Site, agent};
 use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -145,4 +148,45 @@ fn the_address_follows_the_primary_and_neighbours_are_told() {
     until("A has it again", &|| has(Node::A) && !has(Node::B));
     until("C was told again", &|| site.net.neighbour(Node::C, IP).contains(&a));
     drop(followers);
+}
+
+/// What the agent of one node says to that of the other, many packets of the tunnel long, comes back turned round.
+#[test]
+fn agents_reach_each_other_through_the_tunnel() {
+    let tweak = |_, config: &mut Value| {
+        let run = config["run"].as_str().unwrap().to_owned();
+        config["blocks"] = json!(Path::new(&run).with_file_name("agent"));
+    };
+    let site = Site::with("tunnel", Plan { tweak: Box::new(tweak), ..Plan::quick() });
+    site.wait_paired(LONG);
+    let said: Vec<u8> = (0..1_000_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
+    for (from, to) in [(Node::A, Node::B), (Node::B, Node::A)] {
+        let listener = UnixListener::bind(site.file(to, "agent")).unwrap();
+        let length = said.len();
+        let agent = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut heard = vec![0; length];
+            stream.read_exact(&mut heard).unwrap();
+            heard.reverse();
+            stream.write_all(&heard).unwrap();
+        });
+        let mut stream = UnixStream::connect(site.file(from, "run/blocks")).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.write_all(&said).unwrap();
+        let mut answer = vec![0; length];
+        stream.read_exact(&mut answer).unwrap();
+        agent.join().unwrap();
+        answer.reverse();
+        assert!(answer == said, "from {from:?} to {to:?}: other bytes came back");
+    }
+    // Without an agent over there the stream ends, and so it does without a way there.
+    std::fs::remove_file(site.file(Node::B, "agent")).unwrap();
+    let ends = || {
+        let mut stream = UnixStream::connect(site.file(Node::A, "run/blocks")).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
+    };
+    ends();
+    site.net.isolate(Node::A);
+    ends();
 }
