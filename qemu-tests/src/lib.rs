@@ -26,6 +26,7 @@
 pub mod attach;
 pub mod blklog;
 pub mod boot;
+pub mod broker;
 pub mod console;
 pub mod disk;
 pub mod esp;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 /// Address of the host in the guest's user-mode network (QEMU's documentation, "Network emulation").
-const HOST_IN_GUEST: &str = "10.0.2.2";
+pub const HOST_IN_GUEST: &str = "10.0.2.2";
 
 /// A running server; ends when it is dropped.
 #[derive(Debug)]
