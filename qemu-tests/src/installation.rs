@@ -16,6 +16,8 @@ use std::time::Duration;
 /// The lab's own board has a kernel without USB.
 const BOARD: &str = "generic-uefi";
 const PROFILE: &str = "recipes/profiles/edge-minimal.yaml";
+/// The site's file for every machine.
+const FOR_ALL: &str = "site";
 /// Serial number of the machines.
 pub const SERIAL: &str = "GX-12";
 /// The stick is the first disk, as long as it is there.
@@ -61,9 +63,12 @@ impl Desk {
         let (folder, out) = (self.folder.path().join("sites"), self.folder.path().join("usb.img"));
         std::fs::create_dir_all(&folder)?;
         let mut command = self.programs.farhold();
-        command.arg("usb").arg(&self.build).arg("--out").arg(&out).arg("--sites").arg(&folder);
+        command.arg("usb").arg(&self.build).arg("--out").arg(&out);
+        if sites.iter().any(|(name, _)| *name != FOR_ALL) {
+            command.arg("--sites").arg(&folder);
+        }
         for (name, text) in sites {
-            let for_all = *name == "site";
+            let for_all = *name == FOR_ALL;
             let path = if for_all { self.folder.path() } else { &folder }.join(format!("{name}.yaml"));
             std::fs::write(&path, text)?;
             if for_all {
