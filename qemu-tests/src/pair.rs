@@ -127,7 +127,11 @@ pub fn wait_paired(vm: &Vm, patience: Duration) -> Result<Value> {
     wait(vm, "the pair", patience, |status| status["mode"] == "paired" && settled(status))
 }
 
-fn give_address(vm: &Vm, node: usize) -> Result<()> {
+/// Gives node `node` (from 1) its [`address`] in the site's network, for good.
+///
+/// # Errors
+/// If the machine has no such network, or the guest cannot be asked.
+pub fn give_address(vm: &Vm, node: usize) -> Result<()> {
     let mac = vm.machine()?.lan.with_context(|| format!("node {node} has no network to the other"))?.mac();
     let text = format!("[Match]\nMACAddress={mac}\n\n[Network]\nAddress={}/24\nDHCP=no\n", address(node));
     // The state store keeps it over boots; the running system reads the other.
