@@ -3,7 +3,7 @@
 use agent::ha::act::{self, Ask, Config};
 use formats::status::HaStatus;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What the pair's process says; nothing if this node was not enrolled in one.
 pub fn look() -> Option<HaStatus> {
@@ -31,6 +31,16 @@ pub fn look() -> Option<HaStatus> {
     Some(status)
 }
 
+/// Folders of processes; `self` and `thread-self` would name one of them again.
+fn processes() -> Option<impl Iterator<Item = PathBuf>> {
+    let entries = std::fs::read_dir("/proc").ok()?.filter_map(Result::ok);
+    Some(
+        entries
+            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
+            .map(|entry| entry.path()),
+    )
+}
+
 /// Resident memory of all processes of this program.
 fn memory_bytes() -> Option<u64> {
     let own = std::fs::read_link("/proc/self/exe").ok()?;
@@ -46,8 +56,7 @@ fn memory_bytes() -> Option<u64> {
             .parse()
             .ok()
     };
-    let folders = std::fs::read_dir("/proc").ok()?;
-    Some(folders.filter_map(|entry| kib(&entry.ok()?.path())).sum::<u64>() << 10)
+    Some(processes()?.filter_map(|folder| kib(&folder)).sum::<u64>() << 10)
 }
 
 fn line(status: &Value) -> HaStatus {
@@ -94,6 +103,9 @@ mod tests {
              disruption budget web needs 1; if the peer died now: this node goes on alone, if the witness answers"
         );
         assert!(memory_bytes().is_some_and(|bytes| bytes > 1 << 20));
+        let own = std::fs::canonicalize("/proc/self").unwrap();
+        let same = |folder: &PathBuf| std::fs::canonicalize(folder).is_ok_and(|folder| folder == own);
+        assert_eq!(processes().unwrap().filter(same).count(), 1);
         let alone = line(&json!({ "phase": "Unjoined", "says": "x" }));
         assert_eq!((alone.text.as_str(), alone.primary), ("Unjoined", false));
     }
