@@ -16,7 +16,8 @@ use std::time::Instant;
 const OTHERS: &str = "disk: {serial: none-has-this}\n";
 /// The address is the one at which the lab's network finds a machine, so only a machine that has it answers.
 const SITE: &str = "node: pump-1\nsite: north\ndisk: {bus: [BUS, usb], prefer: largest}\nnetwork:\n  - {addresses: [10.0.2.15/24], \
-                    gateway: 10.0.2.2}\nproxy: http://192.0.2.1:3128\n";
+                    gateway: 10.0.2.2}\nproxy: http://192.0.2.1:3128\n\
+                    carriers:\n  - {name: cellular, source: 'https://updates.example/repo', month_kib: 500000}\n";
 /// The stick as the largest disk.
 const STICK_BYTES: u64 = 8 << 30;
 
@@ -92,6 +93,9 @@ fn has_what_the_site_said(vm: &TestVm, status: &Status) -> Result<()> {
     ensure!(proxy.contains("https_proxy=http://192.0.2.1:3128"), "the agent's proxy is {proxy:?}");
     let said = vm.sh("cat /var/lib/farhold/site")?;
     ensure!(said.trim_end() == "north", "site is {said}");
+    let said = vm.sh("cat /var/lib/farhold/site.json && farhold-agent why")?;
+    ensure!(said.contains("500000"), "site.json is {said}");
+    ensure!(said.contains("Carrier cellular"), "the agent does not use the site's carriers: {said}");
     Ok(())
 }
 

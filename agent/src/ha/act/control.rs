@@ -103,7 +103,7 @@ fn login() -> String {
 /// Takes questions until the agent ends.
 pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let stream = super::listen::local(&listener).await;
         let requests = requests.clone();
         tokio::task::spawn_local(async move {
             if let Err(error) = answer(stream, requests).await {

@@ -6,7 +6,7 @@
 //! - `seal`: one datagram, encrypted and authenticated, and what makes it fresh;
 //! - `stream`: one encrypted TCP stream; `gate`: what cuts streams at once;
 //! - `startup`, `filter`: Postgres' wire protocol, as far as the local port looks into it;
-//! - `relay`: bytes from one side to the other while a gate allows it;
+//! - `listen`: sockets that others call; `relay`: bytes from one side to the other while a gate allows it;
 //! - `port`: the local datastore port; `tunnel`: what passes between the two nodes;
 //! - `settings`: Postgres' files, written from the register; `server`: its process; `session`: what it is asked;
 //! - `copy`: export, rewind, full copy;
@@ -26,6 +26,7 @@ pub mod enrol;
 mod filter;
 mod gate;
 mod identity;
+mod listen;
 mod machine;
 mod node;
 mod port;

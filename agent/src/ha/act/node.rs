@@ -7,6 +7,7 @@ use super::config::Config;
 use super::control::{self, Request};
 use super::copy;
 use super::identity::{Identity, Number};
+use super::listen::socket;
 use super::machine;
 use super::record;
 use super::saved::{self, Opened, Store};
@@ -29,7 +30,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::net::{TcpListener, UdpSocket, UnixListener};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_local};
 
@@ -134,13 +135,6 @@ async fn main(config: Config) -> Result<()> {
     }
     machine::keep(&agent.site.config)?;
     agent.serve(events, asked).await
-}
-
-fn socket(path: &std::path::Path) -> Result<UnixListener> {
-    if path.exists() {
-        std::fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
-    }
-    UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))
 }
 
 /// A full disk counts as one that does not flush: the peer may have room, and takes over while this node can still learn of it.

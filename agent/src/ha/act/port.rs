@@ -27,10 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn serve(site: Rc<Site>, listener: TcpListener) {
     let clients = Rc::new(tokio::sync::Semaphore::new(CLIENTS_MAX));
     loop {
-        let Ok((client, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
+        let (client, _) = super::listen::remote(&listener).await;
         let (site, clients) = (Rc::clone(&site), Rc::clone(&clients));
         tokio::task::spawn_local(async move {
             let Ok(_place) = clients.try_acquire() else {

@@ -5,6 +5,7 @@
 
 use super::filter::Filter;
 use super::gate::{Gate, Pass, Verdict};
+use super::listen;
 use super::relay::{Sink, Source, both, pump};
 use super::settings;
 use super::site::Site;
@@ -29,10 +30,7 @@ const GREETED: u64 = 300;
 /// Answers the other node until the agent ends.
 pub async fn serve(site: Rc<Site>, listener: TcpListener) {
     loop {
-        let Ok((tcp, from)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
+        let (tcp, from) = listen::remote(&listener).await;
         let site = Rc::clone(&site);
         tokio::task::spawn_local(async move {
             if let Err(error) = answer(&site, tcp).await {
@@ -86,7 +84,7 @@ async fn answer(site: &Rc<Site>, tcp: TcpStream) -> Result<()> {
 /// Takes the agent of this node to that of the other. It has no part in who is primary: nothing cuts it but its ends.
 pub async fn blocks(site: Rc<Site>, listener: UnixListener) {
     loop {
-        let Ok((local, _)) = listener.accept().await else { continue };
+        let local = listen::local(&listener).await;
         let site = Rc::clone(&site);
         tokio::task::spawn_local(async move {
             let reached = async {
@@ -153,7 +151,7 @@ async fn join(
 pub async fn follow(site: Rc<Site>, listener: UnixListener) {
     let short = Rc::new(Cell::new(0));
     loop {
-        let Ok((local, _)) = listener.accept().await else { continue };
+        let local = listen::local(&listener).await;
         let (site, short) = (Rc::clone(&site), Rc::clone(&short));
         tokio::task::spawn_local(async move {
             let Tunnel::Follow { name } = site.tunnel.get() else { return };
@@ -182,7 +180,7 @@ pub async fn follow(site: Rc<Site>, listener: UnixListener) {
 /// Takes `pg_basebackup` and `pg_rewind`, and nothing while no copy is made.
 pub async fn fetch(site: Rc<Site>, listener: UnixListener) {
     loop {
-        let Ok((local, _)) = listener.accept().await else { continue };
+        let local = listen::local(&listener).await;
         let site = Rc::clone(&site);
         tokio::task::spawn_local(async move {
             let copies = |site: &Site| match site.task.get() {

@@ -9,6 +9,19 @@ use std::time::{Duration, Instant};
 
 /// How long a node that is in sync may not be heard under load.
 const READY: Duration = Duration::from_secs(30);
+/// Between two looks at a fact.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Looks until there is `Ok`; what the last look gave instead, if that takes longer than `patience`.
+fn until<E>(patience: Duration, mut look: impl FnMut() -> Result<(), E>) -> Result<(), E> {
+    let until = Instant::now() + patience;
+    loop {
+        match look() {
+            Err(_) if Instant::now() < until => std::thread::sleep(LOOK),
+            ended => return ended,
+        }
+    }
+}
 
 impl Site {
     pub fn ha(&self, node: Node, args: &[&str]) -> String {
@@ -34,17 +47,13 @@ impl Site {
     }
 
     pub fn wait(&self, node: Node, patience: Duration, done: impl Fn(&Value) -> bool) {
-        let until = Instant::now() + patience;
-        loop {
+        let look = || {
             let status = self.status(node);
-            if status.as_ref().is_some_and(&done) {
-                return;
-            }
-            if Instant::now() > until {
-                self.show_logs();
-                panic!("{node:?} did not come so far in {patience:?}: {status:?}");
-            }
-            std::thread::sleep(Duration::from_millis(200));
+            if status.as_ref().is_some_and(&done) { Ok(()) } else { Err(status) }
+        };
+        if let Err(status) = until(patience, look) {
+            self.show_logs();
+            panic!("{node:?} did not come so far in {patience:?}: {status:?}");
         }
     }
 
@@ -80,11 +89,13 @@ impl Site {
 
     /// Asks for a hand-over, again as long as the answer is to wait.
     pub fn ask_switch_over(&self, from: Node) {
-        let until = Instant::now() + READY;
-        while let Err(said) = self.try_ha(from, &["switchover"]) {
-            assert!(said.contains("wait until") && Instant::now() < until, "switchover: {said}");
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        let ask = || match self.try_ha(from, &["switchover"]) {
+            Err(said) if said.contains("wait until") => Err(said),
+            ended => Ok(ended),
+        };
+        let mut said = Ok(String::new());
+        until(READY, || ask().map(|ended| said = ended)).unwrap_or_else(|late| panic!("switchover: {late}"));
+        said.unwrap_or_else(|refused| panic!("switchover: {refused}"));
     }
 
     pub fn wait_leading(&self, node: Node, patience: Duration) {
@@ -130,11 +141,8 @@ impl Site {
 
     /// Waits until a party's log has these words.
     pub fn wait_log(&self, node: Node, words: &str, patience: Duration) {
-        let until = Instant::now() + patience;
-        while !self.log(node).contains(words) {
-            assert!(Instant::now() < until, "{node:?} does not say `{words}`: {}", self.log(node));
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        let look = || if self.log(node).contains(words) { Ok(()) } else { Err(self.log(node)) };
+        until(patience, look).unwrap_or_else(|log| panic!("{node:?} does not say `{words}`: {log}"));
     }
 
     pub fn log(&self, node: Node) -> String {

@@ -1,3 +1,5 @@
+//! Groups put together by hand: what they give, and what is refused.
+
 use super::*;
 use crate::delta::container::{Parts, build, put_bundle};
 use crate::delta::elf::Params;

@@ -16,20 +16,31 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 
+/// What is told of a payload, given its bytes and what came of it.
+fn facts(
+    target: &Target,
+    kind: &'static str,
+    from: Option<&str>,
+    own_bytes: u64,
+) -> impl Fn(Option<u64>, &'static str) -> PayloadFacts + use<> {
+    let (target, from) = (unpack::name(&target.kind), from.map(str::to_owned));
+    move |bytes, outcome| PayloadFacts {
+        target: target.clone(),
+        kind,
+        from: from.clone(),
+        bytes,
+        own_bytes,
+        outcome,
+    }
+}
+
 impl Work<'_> {
     /// A full payload of the slot image at the level that was asked for.
     pub(super) fn smaller_full(&mut self) -> Result<Option<Payload>> {
         let Some(level) = self.input.level else { return Ok(None) };
         let Some((position, target)) = slot_target(&self.held.manifest) else { return Ok(None) };
         let own_bytes = own(&self.held.manifest, position);
-        let facts = |bytes, outcome| PayloadFacts {
-            target: unpack::name(&target.kind),
-            kind: "full",
-            from: None,
-            bytes,
-            own_bytes,
-            outcome,
-        };
+        let facts = facts(target, "full", None, own_bytes);
         if self.input.plan {
             self.payloads.push(facts(None, "planned"));
             return Ok(None);
@@ -55,14 +66,7 @@ impl Work<'_> {
     pub(super) fn adaptive(&mut self, kept: Option<Payload>) -> Result<Option<Payload>> {
         let Some((position, target)) = slot_target(&self.held.manifest) else { return Ok(None) };
         let own_bytes = own(&self.held.manifest, position);
-        let facts = |bytes, outcome| PayloadFacts {
-            target: unpack::name(&target.kind),
-            kind: "adaptive",
-            from: None,
-            bytes,
-            own_bytes,
-            outcome,
-        };
+        let facts = facts(target, "adaptive", None, own_bytes);
         if let Some(kept) = kept {
             self.payloads.push(facts(Some(kept.kind.fetch_bytes(&kept.object)), "kept"));
             return Ok(Some(kept));
@@ -102,14 +106,7 @@ impl Work<'_> {
                 continue;
             }
             let own_bytes = own(&self.held.manifest, position);
-            let facts = |bytes, outcome| PayloadFacts {
-                target: unpack::name(&target.kind),
-                kind: "delta",
-                from: Some(base.manifest.version.clone()),
-                bytes,
-                own_bytes,
-                outcome,
-            };
+            let facts = facts(target, "delta", Some(base.manifest.version.as_str()), own_bytes);
             if self.input.plan {
                 self.payloads.push(facts(None, "planned"));
                 continue;

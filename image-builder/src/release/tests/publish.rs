@@ -1,12 +1,12 @@
 //! Repositories: what a device finds there, and what `publish` refuses.
 
 mod reader;
+mod run;
 
 use super::{BLOCKS, Desk, SIGNED_S, tree};
 use crate::progress::Progress;
 use crate::release::folder::ANNOUNCE;
 use crate::release::keys::PrivateKey;
-use crate::release::publish::{Publish, Published, publish};
 use crate::release::repository::Repository;
 use crate::release::verify::{Viewpoint, verify_announced};
 use formats::arch::Arch;
@@ -14,12 +14,13 @@ use formats::catalogue::{Catalogue, ways};
 use formats::delta::apply::Decoder;
 use formats::frame::{Scope, target_tag};
 use formats::manifest::{PayloadKind, Source};
-use formats::object::{self, BlockSize};
+use formats::object;
 use formats::repository as names;
 use formats::trust::{self, Accepted, Rank};
 use reader::Reader;
+use run::{PLAIN, Run};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes that do not compress.
 fn noise(seed: u32) -> Vec<u8> {
@@ -39,56 +40,6 @@ fn edited(image: &[u8]) -> Vec<u8> {
     edited[5000..5100].fill(9);
     edited.rotate_left(30 * 4096);
     edited
-}
-
-/// What a test changes about a publication.
-struct Run<'a> {
-    from: Vec<PathBuf>,
-    key: Option<&'a str>,
-    level: Option<i32>,
-    keep: Option<usize>,
-    plan: bool,
-    adaptive: bool,
-    renumber: bool,
-    sequence: Option<u32>,
-}
-
-const PLAIN: Run<'_> = Run {
-    from: Vec::new(),
-    key: Some("dev-catalogue.pem"),
-    level: None,
-    keep: None,
-    plan: false,
-    adaptive: false,
-    renumber: false,
-    sequence: None,
-};
-
-impl Desk {
-    fn publish(&self, name: &str, run: &Run<'_>) -> anyhow::Result<Published> {
-        let repository = Repository::at(&self.at("repo"))?;
-        let key = run.key.map(|key| PrivateKey::read(&self.at("keys").join(key))).transpose()?;
-        publish(&Publish {
-            release: &self.at(name),
-            repository: &repository,
-            from: &run.from,
-            bases: 3,
-            key: key.as_ref(),
-            keep: run.keep,
-            level: run.level,
-            adaptive: run.adaptive,
-            keys: run.renumber.then_some(&self.keys),
-            sequence: run.sequence,
-            block: BlockSize::KIB_4,
-            plan: run.plan,
-            progress: &Progress::quiet(),
-        })
-    }
-
-    fn failure(&self, name: &str, run: &Run<'_>) -> String {
-        let error = format!("{:#}", self.publish(name, run).unwrap_err());
-        error.replace(&format!("{}/", self.folder.path().display()), "")
-    }
 }
 
 fn reader<'a>(repo: &'a Path, desk: &Desk) -> Reader<'a> {

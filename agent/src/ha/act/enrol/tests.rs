@@ -1,3 +1,5 @@
+//! Conversations between two nodes, and what a node keeps of them: wrong codes, noise, cuts, what is already there.
+
 use super::*;
 use formats::pairing::Request;
 use std::thread;
@@ -111,12 +113,18 @@ fn second(code: &str) -> Request {
     serde_json::from_str(&text).unwrap()
 }
 
+/// A second node that was told a code, and has its keys.
+fn prepared(folder: &Path) -> Places {
+    let places = places(folder);
+    request(&places, &places.request(), &second("1234-5678")).unwrap();
+    prepare(&places).unwrap();
+    places
+}
+
 #[test]
 fn a_request_is_taken_once_and_what_exists_is_never_replaced() {
     let folder = tempfile::tempdir().unwrap();
-    let places = places(folder.path());
-    request(&places, &places.request(), &second("1234-5678")).unwrap();
-    prepare(&places).unwrap();
+    let places = prepared(folder.path());
     let pending = places.load().unwrap().unwrap();
     assert_eq!((pending.stage, pending.site), (Stage::Waiting, None));
     assert!(!places.request().exists() && !places.config().exists());
@@ -140,9 +148,7 @@ fn a_request_is_taken_once_and_what_exists_is_never_replaced() {
 #[test]
 fn after_a_refusal_another_code_goes_on_with_what_was_made() {
     let folder = tempfile::tempdir().unwrap();
-    let places = places(folder.path());
-    request(&places, &places.request(), &second("1234-5678")).unwrap();
-    prepare(&places).unwrap();
+    let places = prepared(folder.path());
     let made = places.load().unwrap().unwrap().own;
     places.refuse("another code").unwrap();
     assert!(places.load().unwrap().is_none());

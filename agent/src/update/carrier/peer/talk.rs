@@ -138,7 +138,11 @@ pub enum Answer {
 pub fn say(stream: &mut impl Write, message: &impl Serialize) -> Result<()> {
     let bytes = postcard::to_allocvec(message).context("encode a message")?;
     let length = u32::try_from(bytes.len()).context("a message is too long")?;
-    stream.write_all(&[&length.to_le_bytes(), bytes.as_slice()].concat()).context("write to the other node")
+    // A block is not copied once more.
+    stream
+        .write_all(&length.to_le_bytes())
+        .and_then(|()| stream.write_all(&bytes))
+        .context("write to the other node")
 }
 
 /// Reads a frame of at most `most` bytes.
