@@ -215,7 +215,7 @@ pub fn ways<'a>(
     let payloads = manifest.payloads.iter().chain(added).filter_map(Entry::known);
     let can = |payload: &&Payload| match &payload.kind {
         PayloadKind::Full { .. } | PayloadKind::Adaptive { .. } => true,
-        PayloadKind::Delta { base } => base.iter().all(has),
+        PayloadKind::Delta { base, .. } => base.iter().all(has),
     };
     let way = |payload: Option<&'a Payload>, object: ObjectRef| {
         let fewest = payload.map(|payload| payload.kind.fetch_bytes(&object));

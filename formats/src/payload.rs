@@ -83,6 +83,8 @@ pub enum PayloadKind {
     Delta {
         /// The old image: these one after the other, each at a multiple of [`SOURCE_ALIGNMENT`], zeros between.
         base: Vec<Source>,
+        /// The delta refers back to the target itself, which is written in order.
+        history: bool,
     },
     /// Packed units behind an index of pages ([`crate::blocks`]), of which a device fetches what it does not have.
     Adaptive {
@@ -160,6 +162,7 @@ pub fn source_offsets(base: &[Source]) -> Vec<u64> {
 const KIND_FULL: i64 = 1;
 const KIND_DELTA: i64 = 2;
 const KIND_ADAPTIVE: i64 = 3;
+const KIND_DELTA_HISTORY: i64 = 4;
 const SOURCE_SLOT: u64 = 1;
 const SOURCE_OBJECT: u64 = 2;
 
@@ -175,7 +178,7 @@ pub(crate) fn check_all(payloads: &[Entry<Payload>], targets: &[Entry<Target>]) 
                     return value(PAYLOAD, "window", window_log, format!("must be 10 to {MAX_WINDOW_LOG}"));
                 }
             }
-            PayloadKind::Delta { base } => {
+            PayloadKind::Delta { base, .. } => {
                 if base.is_empty() || base.len() > MAX_SOURCES {
                     let must = format!("must have 1 to {MAX_SOURCES} sources");
                     return value(PAYLOAD, "base", format!("{} sources", base.len()), must);
@@ -315,9 +318,11 @@ impl Payload {
             PayloadKind::Full { window_log } => {
                 write_object(KIND_FULL, &self.object).uint(4, self.target).uint(5, *window_log)
             }
-            PayloadKind::Delta { base } => write_object(KIND_DELTA, &self.object)
-                .uint(4, self.target)
-                .raw(6, document::list(base.iter().map(Source::write))),
+            PayloadKind::Delta { base, history } => {
+                write_object(if *history { KIND_DELTA_HISTORY } else { KIND_DELTA }, &self.object)
+                    .uint(4, self.target)
+                    .raw(6, document::list(base.iter().map(Source::write)))
+            }
             PayloadKind::Adaptive { index_bytes } => {
                 write_object(KIND_ADAPTIVE, &self.object).uint(4, self.target).uint(7, *index_bytes)
             }
@@ -328,7 +333,7 @@ impl Payload {
     pub(crate) fn parse(reader: &mut Reader<'_>) -> Result<Entry<Self>, DocumentError> {
         let start = reader.position();
         let kind = reader.peek_kind(PAYLOAD)?;
-        if ![KIND_FULL, KIND_DELTA, KIND_ADAPTIVE].contains(&kind) {
+        if ![KIND_FULL, KIND_DELTA, KIND_ADAPTIVE, KIND_DELTA_HISTORY].contains(&kind) {
             return Ok(Entry::Ignored(reader.raw()?.to_vec()));
         }
         let mut object = ObjectFields::default();
@@ -341,11 +346,14 @@ impl Payload {
                 (_, 4) => target = Some(reader.uint("target")?),
                 (KIND_FULL, 5) => window_log = Some(reader.uint("window")?),
                 (KIND_ADAPTIVE, 7) => index = Some(reader.uint("index")?),
-                (KIND_DELTA, 6) => base = Some(reader.list("base", MAX_SOURCES, Source::parse)?),
+                (KIND_DELTA | KIND_DELTA_HISTORY, 6) => {
+                    base = Some(reader.list("base", MAX_SOURCES, Source::parse)?)
+                }
                 _ => return object.field(reader, PAYLOAD, key),
             }
             Ok(true)
         })?;
+        let history = kind == KIND_DELTA_HISTORY;
         let kind = if kind == KIND_FULL {
             PayloadKind::Full { window_log: need(window_log, PAYLOAD, "window")? }
         } else if kind == KIND_ADAPTIVE {
@@ -356,7 +364,7 @@ impl Payload {
                 reader.rewind(start);
                 return Ok(Entry::Ignored(reader.raw()?.to_vec()));
             };
-            PayloadKind::Delta { base }
+            PayloadKind::Delta { base, history }
         };
         let target = need(target, PAYLOAD, "target")?;
         Ok(Entry::Known(Self { target, object: object.finish(PAYLOAD)?, kind, ignored }))

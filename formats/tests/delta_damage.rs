@@ -60,10 +60,10 @@ fn apply(parts: &Parts, expected: [u8; 16]) -> Result<Vec<u8>, DeltaError> {
     put_stream(&mut group, &parts.literals, &parts.literals);
     let bundle = put_bundle(&parts.maps, |plain| Ok::<_, DeltaError>(plain.to_vec()))?;
     let lens = (parts.old.len() as u64, SIZE);
-    let stored = Stored { texts: &[], bundles: &[(bundle, 1)], groups: &[(group, expected)] };
+    let stored = Stored { texts: &[], bundles: &[(bundle, 1)], history: false, groups: &[(group, expected)] };
     let delta = build(20, lens, &[[0; 32]; 2], &stored)?;
     let mut out = Vec::new();
-    Decoder::open(&parts.old, &delta)?.group(0, &mut out)?;
+    Decoder::open(&parts.old, &delta)?.group(0, &Vec::new(), &mut out)?;
     Ok(out)
 }
 

@@ -161,14 +161,15 @@ fn a_hostile_delta_stays_within_the_decoders_bound() {
             (group(0, &image_ops, image_literals, &frame, false), [0; 16]),
             (group(GROUP, &text_ops, text_literals, &frame, full), digest),
         ];
-        let parts = Parts { texts: &texts, bundles: &bundles, groups: &groups };
+        let parts = Parts { texts: &texts, bundles: &bundles, history: false, groups: &groups };
         build(22, (old.len() as u64, GROUP), &[[0; 32]; 2], &parts).unwrap()
     };
     let run = |delta: Vec<u8>| {
         let before = ALLOCATOR.current_usage();
         ALLOCATOR.reset_peak_usage();
         let mut out = Vec::new();
-        let said = Decoder::open(&old, &delta).unwrap().group(0, &mut out).unwrap_err().to_string();
+        let said =
+            Decoder::open(&old, &delta).unwrap().group(0, &Vec::new(), &mut out).unwrap_err().to_string();
         let peak = ALLOCATOR.peak_usage() - before;
         println!("{} KiB; {said}", peak >> 10);
         assert!(peak < BOUND, "{peak} bytes at most, but must be below {BOUND}");

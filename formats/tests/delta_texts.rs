@@ -48,12 +48,12 @@ fn decode(ops: &[Op], image: &[u8], text: &[u8]) -> Result<Vec<u8>, String> {
         groups.push((group((part as u64 + 1) * GROUP, &[op], literals), short_digest(bytes)));
     }
     let texts = [Text { len: text.len() as u64, style: STYLE }];
-    let parts = Parts { texts: &texts, bundles: &[], groups: &groups };
+    let parts = Parts { texts: &texts, bundles: &[], history: false, groups: &groups };
     let delta = build(20, (0, image.len() as u64), &[[0; 32]; 2], &parts).unwrap();
     let old: &[u8] = &[];
     let mut out = Vec::new();
     let mut decoder = Decoder::open(&old, &delta).map_err(|error| error.to_string())?;
-    decoder.group(0, &mut out).map_err(|error| error.to_string())?;
+    decoder.group(0, &Vec::new(), &mut out).map_err(|error| error.to_string())?;
     Ok(out)
 }
 
@@ -115,10 +115,10 @@ fn a_text_is_not_deflated_from_a_text() {
         (group(GROUP, &[op(0, len)], &[]), short_digest(&text)),
     ];
     let texts = [Text { len, style: STYLE }];
-    let parts = Parts { texts: &texts, bundles: &[], groups: &stored };
+    let parts = Parts { texts: &texts, bundles: &[], history: false, groups: &stored };
     let delta = build(20, (0, image.len() as u64), &[[0; 32]; 2], &parts).unwrap();
     let old: &[u8] = &[];
     let mut out = Vec::new();
-    let error = Decoder::open(&old, &delta).unwrap().group(0, &mut out).unwrap_err().to_string();
+    let error = Decoder::open(&old, &delta).unwrap().group(0, &Vec::new(), &mut out).unwrap_err().to_string();
     assert!(error.contains("a text is deflated from a text"), "{error}");
 }

@@ -75,7 +75,8 @@ fn payload_kind() -> impl Strategy<Value = PayloadKind> {
     let source = prop_oneof![slot, object().prop_map(Source::Object)];
     prop_oneof![
         (10u8..=23).prop_map(|window_log| PayloadKind::Full { window_log }),
-        prop::collection::vec(source, 1..=4).prop_map(|base| PayloadKind::Delta { base }),
+        (prop::collection::vec(source, 1..=4), any::<bool>())
+            .prop_map(|(base, history)| PayloadKind::Delta { base, history }),
         (1u64..1 << 40).prop_map(|index_bytes| PayloadKind::Adaptive { index_bytes }),
     ]
 }

@@ -365,7 +365,12 @@ fn catalogue(payloads: Vec<Payload>) -> (Digest, Catalogue) {
 fn delta(bytes: &[u8]) -> Payload {
     let base = vec![Source::Slot { roothash: Digest([3; 32]), bytes: 4096 }];
     let object = ObjectRef::from(&object::of(bytes, BlockSize::KIB_4).unwrap());
-    Payload { target: 0, object, kind: PayloadKind::Delta { base }, ignored: Default::default() }
+    Payload {
+        target: 0,
+        object,
+        kind: PayloadKind::Delta { base, history: false },
+        ignored: Default::default(),
+    }
 }
 
 #[test]

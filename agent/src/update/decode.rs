@@ -15,7 +15,21 @@ use std::io::{BufReader, Read};
 
 const CHUNK: usize = 1 << 20;
 
-/// Takes the target's bytes in order, in pieces of [`CHUNK`] but the last.
+/// Where a target's bytes go, in order, in pieces of [`CHUNK`] but the last.
+pub trait Target {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// [`Failure`], if they cannot be kept.
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Failure>;
+    /// Reads bytes that were taken, which deltas refer back to.
+    ///
+    /// # Errors
+    /// The disk's, or if this target cannot be read.
+    fn taken(&self, at: u64, into: &mut [u8]) -> std::io::Result<()>;
+}
+
+/// Takes the next bytes of a target.
 pub type Out<'o> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'o;
 
 /// Decodes a complete staged object; `base` is what a delta begins from.
@@ -28,18 +42,20 @@ pub fn decode<D: Disk>(
     base: Option<Box<dyn Disk>>,
     staging: Staging<D>,
     length: u64,
-    out: &mut Out<'_>,
+    target: &mut dyn Target,
 ) -> Result<(), Failure> {
     match (&way.method, base) {
-        (Method::Plain | Method::Zstd { .. }, _) => stream(way, staging, length, out),
+        (Method::Plain | Method::Zstd { .. }, _) => {
+            stream(way, staging, length, &mut |bytes| target.take(bytes))
+        }
         (Method::Delta { base_bytes }, Some(disk)) => {
             let old = Base { disk, bytes: *base_bytes };
-            delta(way, &old, staging, length, out)
+            delta(way, &old, staging, length, target)
         }
         (Method::Adaptive { index_bytes, .. }, Some(disk)) => {
             let mut staging = staging;
             let index = adaptive::index(&mut staging, *index_bytes, length)?;
-            adaptive::decode(&index, disk.as_ref(), &mut staging, out)
+            adaptive::decode(&index, disk.as_ref(), &mut staging, &mut |bytes| target.take(bytes))
         }
         (Method::Adaptive { .. } | Method::Delta { .. }, None) => {
             Err(Failure::new(Fault::Damaged, "this payload needs a base, which is not here"))
@@ -73,6 +89,21 @@ impl ReadAt for Base {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         self.disk.read(offset, buf).map_err(std::io::Error::other)
+    }
+}
+
+/// The first bytes of a target.
+struct Written<'t> {
+    target: &'t dyn Target,
+    bytes: u64,
+}
+
+impl ReadAt for Written<'_> {
+    fn size(&self) -> u64 {
+        self.bytes
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.target.taken(offset, buf)
     }
 }
 
@@ -118,7 +149,7 @@ fn delta<D: Disk>(
     old: &Base,
     staging: Staging<D>,
     length: u64,
-    out: &mut Out<'_>,
+    target: &mut dyn Target,
 ) -> Result<(), Failure> {
     let payload =
         Payload { staging: RefCell::new(staging), last: RefCell::default(), failed: RefCell::default() };
@@ -131,12 +162,14 @@ fn delta<D: Disk>(
         let why = format!("the delta gives {} bytes, the target has {length}", decoder.header().new_len);
         return Err(Failure::new(Fault::Damaged, why));
     }
-    let mut group = Vec::new();
+    let (mut group, mut bytes) = (Vec::new(), 0);
     for number in 0..decoder.header().groups() {
-        decoder.group(number, &mut group).map_err(&refused)?;
+        let written = Written { target: &*target, bytes };
+        decoder.group(number, &written, &mut group).map_err(&refused)?;
         for part in group.chunks(CHUNK) {
-            out(part)?;
+            target.take(part)?;
         }
+        bytes += group.len() as u64;
     }
     Ok(())
 }
@@ -232,5 +265,85 @@ impl<D: Disk> Read for Blocks<'_, D> {
         into[..n].copy_from_slice(&self.block[self.at..self.at + n]);
         self.at += n;
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::disk::fault::FaultDisk;
+    use crate::update::carrier::Worth;
+    use crate::update::plan::Object;
+    use crate::update::staging;
+    use formats::delta::container::{Parts, build, short_digest};
+    use formats::delta::history::{Side, Window, put_windows};
+    use formats::delta::ops::{Op, encode};
+    use formats::delta::stream::{put_residue, put_stream};
+    use formats::delta::view::Extent;
+    use formats::object::{self, BlockSize};
+
+    const GROUP: usize = 1 << 20;
+
+    struct Slot(FaultDisk, u64);
+
+    impl Target for Slot {
+        fn take(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+            self.0.write(self.1, bytes).map_err(|error| Failure::local(&error))?;
+            self.1 += bytes.len() as u64;
+            Ok(())
+        }
+        fn taken(&self, at: u64, into: &mut [u8]) -> std::io::Result<()> {
+            self.0.read(at, into).map_err(std::io::Error::other)
+        }
+    }
+
+    /// A group of literals that refer back to `windows`, whose bytes are `prefix`.
+    fn group(bytes: &[u8], start: u64, windows: &[Window], prefix: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let ops = encode(&[Op::Extra { len: bytes.len() as u64 }], start);
+        put_stream(&mut out, &ops, &ops);
+        put_residue(&mut out, &[]);
+        put_windows(&mut out, windows, start);
+        let mut compressor = zstd::bulk::Compressor::with_dictionary(3, prefix).unwrap();
+        put_stream(&mut out, bytes, &compressor.compress(bytes).unwrap());
+        out
+    }
+
+    #[test]
+    fn a_delta_refers_back_to_what_was_written() {
+        let mut state = 1u32;
+        let noise = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        });
+        let first: Vec<u8> = noise.take(GROUP).collect();
+        let second: Vec<u8> = first.iter().rev().take(500).chain(&first[5000..]).copied().collect();
+        let before = [Window { side: Side::New, at: Extent { offset: 0, len: GROUP as u64 } }];
+        let groups = [
+            (group(&first, 0, &[], &[]), short_digest(&first)),
+            (group(&second, GROUP as u64, &before, &first), short_digest(&second)),
+        ];
+        let parts = Parts { texts: &[], bundles: &[], history: true, groups: &groups };
+        let length = (first.len() + second.len()) as u64;
+        let payload = build(20, (9, length), &[[0; 32]; 2], &parts).unwrap();
+        assert!(payload.len() < GROUP + 10_000, "{} bytes", payload.len());
+        let made = object::of(&payload, BlockSize::KIB_64).unwrap();
+        let object = Object { id: made.id, bytes: payload.len() as u64, block_log2: 16 };
+        let geometry = object.geometry().unwrap();
+        let region = FaultDisk::new(vec![0; staging::bytes(&geometry) as usize]);
+        let mut staging = Staging::open(region, &object).unwrap();
+        for (n, piece) in made.lists.chunks(geometry.list_block()).enumerate() {
+            assert_eq!(staging.put_lists(n as u64, piece).unwrap(), Worth::New);
+        }
+        payload.chunks(1 << 16).enumerate().for_each(|(n, block)| {
+            staging.put(n as u64, block).unwrap();
+        });
+        staging.flush().unwrap();
+        let way = Way { object, method: Method::Delta { base_bytes: 9 } };
+        let mut slot = Slot(FaultDisk::new(vec![0; length as usize]), 0);
+        decode(&way, Some(Box::new(FaultDisk::new(vec![0; 9]))), staging, length, &mut slot).unwrap();
+        let mut found = vec![0; length as usize];
+        slot.taken(0, &mut found).unwrap();
+        assert!(found == [first, second].concat());
     }
 }

@@ -4,7 +4,7 @@
 use crate::io::disk::Disk;
 use crate::update::adaptive::{self, Pages};
 use crate::update::carrier::{Carrier, Failure};
-use crate::update::decode::decode;
+use crate::update::decode::{Target, decode};
 use crate::update::entries::{self, Operation};
 use crate::update::esp::Esp;
 use crate::update::fetch::{self, Control, Interval};
@@ -236,6 +236,53 @@ fn retire(work: &mut Work<'_>) -> Result<()> {
     slot::wipe(verity.as_mut()).context("retire the other slot")
 }
 
+/// The other slot while it is written.
+struct WrittenSlot<'w> {
+    root: &'w mut dyn Disk,
+    at: u64,
+    flushed: u64,
+    total: u64,
+    control: &'w mut dyn Control,
+}
+
+impl Target for WrittenSlot<'_> {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.root.write(self.at, bytes).map_err(|error| Failure::local(&error))?;
+        self.at += bytes.len() as u64;
+        if self.at - self.flushed >= FLUSH {
+            self.root.sync().map_err(|error| Failure::local(&error))?;
+            self.flushed = self.at;
+        }
+        self.control.progress("write", self.at, self.total);
+        if self.control.stopped() {
+            return Err(Failure::new(Fault::Unreachable(None), "stopped"));
+        }
+        Ok(())
+    }
+
+    fn taken(&self, at: u64, into: &mut [u8]) -> std::io::Result<()> {
+        self.root.read(at, into).map_err(std::io::Error::other)
+    }
+}
+
+/// The new kernel image while it is written.
+struct WrittenUki<'w> {
+    esp: &'w mut dyn Esp,
+    made: &'w mut Builder,
+}
+
+impl Target for WrittenUki<'_> {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.made.push(bytes);
+        self.esp.append(bytes).map_err(|error| Failure::local(&error))
+    }
+
+    /// Kernel images do not refer back to themselves.
+    fn taken(&self, _at: u64, _into: &mut [u8]) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+}
+
 /// Makes the other slot hold the image, unless it does already.
 ///
 /// # Errors
@@ -254,20 +301,9 @@ pub fn install(work: &mut Work<'_>, attempt: &Attempt) -> Result<VerifiedSlot, F
     let way = attempt.way(Part::Slot).ok_or((Part::Slot, Failure::new(Fault::Absent, "no way is left")))?;
     let staging = staged(work.platform, attempt, Part::Slot).map_err(&here)?;
     let base = Some(work.platform.open(Volume::RunningRoot).map_err(&here)?);
-    let (mut at, mut flushed) = (0, 0);
-    let root = &mut disks.root;
-    let control = &mut *work.control;
-    decode(way, base, staging, total, &mut |bytes| {
-        root.write(at, bytes).map_err(|error| Failure::local(&error))?;
-        at += bytes.len() as u64;
-        if at - flushed >= FLUSH {
-            root.sync().map_err(|error| Failure::local(&error))?;
-            flushed = at;
-        }
-        control.progress("write", at, total);
-        if control.stopped() { Err(Failure::new(Fault::Unreachable(None), "stopped")) } else { Ok(()) }
-    })
-    .map_err(|failure| (Part::Slot, failure))?;
+    let root = disks.root.as_mut();
+    let mut written = WrittenSlot { root, at: 0, flushed: 0, total, control: &mut *work.control };
+    decode(way, base, staging, total, &mut written).map_err(|failure| (Part::Slot, failure))?;
     disks.root.sync().map_err(&here)?;
     let image = Image {
         roothash: plan.roothash,
@@ -326,11 +362,8 @@ pub fn enter(work: &mut Work<'_>, attempt: &Attempt, slot: &VerifiedSlot) -> Res
     let base = base_uki(esp.as_mut(), work.running).map_err(&here)?;
     let mut made = Builder::new(geometry.block());
     esp.begin(&wanted).map_err(&here)?;
-    decode(way, Some(base), staging, target.bytes, &mut |bytes| {
-        made.push(bytes);
-        esp.append(bytes).map_err(|error| Failure::local(&error))
-    })
-    .map_err(|failure| (Part::Uki, failure))?;
+    let mut written = WrittenUki { esp: esp.as_mut(), made: &mut made };
+    decode(way, Some(base), staging, target.bytes, &mut written).map_err(|failure| (Part::Uki, failure))?;
     let made = made.finish().map_err(anyhow::Error::new).map_err(&here)?;
     if made.id != target.id {
         let why = format!("the UKI that came out is object {}, but must be {}", made.id, target.id);

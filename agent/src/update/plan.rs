@@ -271,7 +271,7 @@ fn ways(offer: &Offer<'_>, at: u16, bases: &Bases) -> Vec<Way> {
     let method = |way: &catalogue::Way<'_>| match way.payload.map(|payload| &payload.kind) {
         None => Some(Method::Plain),
         Some(PayloadKind::Full { window_log }) => Some(Method::Zstd { window_log: *window_log }),
-        Some(PayloadKind::Delta { base }) => match base.as_slice() {
+        Some(PayloadKind::Delta { base, .. }) => match base.as_slice() {
             [Source::Slot { bytes, .. }] => Some(Method::Delta { base_bytes: *bytes }),
             [Source::Object(object)] => Some(Method::Delta { base_bytes: object.geometry.length() }),
             [..] => None,

@@ -19,11 +19,12 @@ fn piece<'a>(data: &mut &'a [u8]) -> &'a [u8] {
 }
 
 /// A group of these bytes.
-fn literal(text: &[u8]) -> Vec<u8> {
+fn literal(text: &[u8], history: bool) -> Vec<u8> {
     let ops = ops::encode(&[Op::Extra { len: text.len() as u64 }], 1 << 20);
     let mut out = Vec::new();
     put_stream(&mut out, &ops, &ops);
     put_residue(&mut out, &[]);
+    out.extend(history.then_some(0));
     put_stream(&mut out, text, text);
     out
 }
@@ -32,20 +33,22 @@ fuzz_target!(|data: &[u8]| {
     let mut data = data;
     let (maps, group) = ([piece(&mut data).to_vec(), piece(&mut data).to_vec()], piece(&mut data).to_vec());
     let size = piece(&mut data).iter().fold(0u64, |size, byte| size << 8 | u64::from(*byte)) % (1 << 20) + 1;
-    let style = piece(&mut data).first().and_then(|byte| Style::from_byte(byte & 31));
+    let style = piece(&mut data);
+    let history = style.first().is_some_and(|byte| byte & 128 != 0);
+    let style = style.first().and_then(|byte| Style::from_byte(byte & 31));
     let (text, old) = (piece(&mut data), data);
     let Ok(bundle) = put_bundle(&maps, |plain| Ok::<_, DeltaError>(plain.to_vec())) else { return };
     let lens = (old.len() as u64, size);
     let bundles = [(bundle, maps.len() as u64)];
-    let groups = [(group, [0; 16]), (literal(text), short_digest(text))];
+    let groups = [(group, [0; 16]), (literal(text, history), short_digest(text))];
     let texts = style.filter(|_| !text.is_empty()).map(|style| Text { len: text.len() as u64, style });
     let texts = texts.as_slice();
-    let parts = Parts { texts, bundles: &bundles, groups: &groups[..1 + texts.len()] };
+    let parts = Parts { texts, bundles: &bundles, history, groups: &groups[..1 + texts.len()] };
     let Ok(delta) = build(20, lens, &[[0; 32]; 2], &parts) else { return };
     let mut out = Vec::new();
     let delta = delta.as_slice();
     if let Ok(mut decoder) = Decoder::open(&old, &delta)
-        && decoder.group(0, &mut out).is_ok()
+        && decoder.group(0, &Vec::new(), &mut out).is_ok()
     {
         assert_eq!(out.len() as u64, size);
     }

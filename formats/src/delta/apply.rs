@@ -1,17 +1,19 @@
-//! The decoder: produces verified groups of the new image from the old image and the delta, in any order.
+//! The decoder: produces verified groups of the new image from the old image and the delta. They come in any order, unless their
+//! literals refer back to groups before them.
 //!
 //! Knows one group at a time. Memory at most, in MiB: the group 4, its packed bytes 6, operations 1, residue 6 and
-//! its model 4, literals 4, one prefix or bundle of maps 8, tables of open objects 20, pointers of an image's metadata 8, shared values 2;
+//! its model 4, literals 4, one prefix, history or bundle of maps 8, tables of open objects 20, pointers of an image's metadata 8, shared values 2;
 //! where a text is deflated, a group of it and 2 more, but then the group itself is only its output. Not all of it is needed at once:
 //! `tests/delta_memory.rs` counts. Nothing grows with the images.
 
 use super::container::{self, Header, Index, short_digest};
 use super::deflate::{Deflate, Restart, WINDOW};
+use super::history::{self, Reach};
 use super::map::AddressMap;
 use super::object::{Kind, Map, Projector, pieces};
 use super::ops::{Decode, Op};
 use super::residue::ResidueDecoder;
-use super::stream::{get_stream, unpack_into};
+use super::stream::{get_stream, get_stream_after, unpack_into};
 use super::view::View;
 use super::wire::Reader;
 use super::{
@@ -68,6 +70,8 @@ struct Streams {
     deflated: Vec<Deflated>,
 }
 
+/// Texts refer back to nothing of the new image.
+const NOTHING: &[u8] = &[];
 /// Longest bundle, in bytes, that is kept for the next object.
 const KEPT_BUNDLE: usize = 512 << 10;
 /// Most objects that one group may open: as many files of one block as fit a group, twice. A hostile delta must not
@@ -113,17 +117,18 @@ impl<'a> Decoder<'a> {
         &self.index
     }
 
-    /// Produces group `number` (from 0) into `out`, checked against its digest.
+    /// Produces group `number` (from 0) into `out`, checked against its digest. `written` is the new image as far as
+    /// it is there; all groups before this one must be if the header has [`Header::history`], else it is not read.
     ///
     /// # Errors
-    /// When the delta or the old image is damaged or cannot be read; `out` is of no use then.
-    pub fn group(&mut self, number: u64, out: &mut Vec<u8>) -> Result<()> {
+    /// When the delta or an image is damaged or cannot be read; `out` is of no use then.
+    pub fn group(&mut self, number: u64, written: &dyn ReadAt, out: &mut Vec<u8>) -> Result<()> {
         let count = self.header.groups();
         if number >= count {
             return malformed("group", format!("number {number} of {count} is asked for"));
         }
         let mut budget = MAX_DEFLATED_TEXT;
-        for part in self.produce(number, out)? {
+        for part in self.produce(number, written, out)? {
             let place = part.place.clone();
             self.deflate(&part, &mut out[place], &mut budget)?;
         }
@@ -142,7 +147,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Produces group `number`, of the image or of a text, without its digest and without what is to be deflated.
-    fn produce(&mut self, number: u64, out: &mut Vec<u8>) -> Result<Vec<Deflated>> {
+    fn produce(&mut self, number: u64, image: &dyn ReadAt, out: &mut Vec<u8>) -> Result<Vec<Deflated>> {
         let Some(part) = usize::try_from(number).ok().and_then(|at| self.index.groups.get(at)).copied()
         else {
             return malformed(
@@ -159,7 +164,16 @@ impl<'a> Decoder<'a> {
         let ops = get_stream(&mut reader, "group operations", MAX_OPS)?;
         let residue = reader.varint("length of residue", MAX_GROUP_PACKED)?;
         let residue = ResidueDecoder::new(reader.bytes(residue)?.to_vec());
-        let extra = get_stream(&mut reader, "group literals", size)?;
+        let history = if self.header.history {
+            // Texts are made while the image is, so nothing of it is before them.
+            let written = if number < self.header.groups() { start } else { 0 };
+            let reach = Reach { start, old_len: self.header.old_len, written };
+            history::read(&history::get_windows(&mut reader, &reach)?, self.old, image)?
+        } else {
+            Vec::new()
+        };
+        let extra = get_stream_after(&history, &mut reader, "group literals", size)?;
+        drop(history);
         // Residue and literals were copied; only the frames are still needed.
         let packed = packed[packed.len() - reader.left()..].to_vec();
         let (extra_at, frames_at, opened, deflated) = (0, 0, 0, Vec::new());
@@ -238,7 +252,7 @@ impl<'a> Decoder<'a> {
         let number = position / self.header.group_len();
         if self.text.as_ref().is_none_or(|(known, _)| *known != number) {
             let mut bytes = self.text.take().map(|(_, bytes)| bytes).unwrap_or_default();
-            if !self.produce(number, &mut bytes)?.is_empty() {
+            if !self.produce(number, &NOTHING, &mut bytes)?.is_empty() {
                 return malformed("group operations", "a text is deflated from a text");
             }
             self.verify(number, &bytes)?;
@@ -393,7 +407,7 @@ impl<'a> Decoder<'a> {
             if !wanted(number) {
                 continue;
             }
-            self.group(number, &mut out)?;
+            self.group(number, sink, &mut out)?;
             let (offset, len) = (number * self.header.group_len(), out.len() as u64);
             sink.write_at(offset, &out).map_err(|source| DeltaError::Io {
                 verb: "write",

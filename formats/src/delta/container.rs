@@ -25,6 +25,8 @@ pub const CODEC_ZSTD: u8 = 1;
 pub const GROUP_BITS: std::ops::RangeInclusive<u8> = 20..=22;
 /// Flag: the index begins with texts.
 const FLAG_TEXTS: u32 = 1;
+/// Flag: literals have a history.
+const FLAG_HISTORY: u32 = 2;
 /// SHA-256.
 pub type Digest = [u8; 32];
 
@@ -35,6 +37,8 @@ pub struct Header {
     pub group_bits: u8,
     /// The delta has texts: groups behind those of the image that are not written, but deflated.
     pub texts: bool,
+    /// Groups say which bytes their literals refer back to, some of them of groups before them.
+    pub history: bool,
     /// Length of the old image.
     pub old_len: u64,
     /// Length of the new image.
@@ -132,7 +136,8 @@ impl Header {
         let mut out = Vec::from(MAGIC);
         out.extend(VERSION.to_le_bytes());
         out.extend([self.group_bits, CODEC_ZSTD]);
-        out.extend(if self.texts { FLAG_TEXTS } else { 0 }.to_le_bytes());
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        out.extend((flag(self.texts, FLAG_TEXTS) | flag(self.history, FLAG_HISTORY)).to_le_bytes());
         out.extend(self.old_len.to_le_bytes());
         out.extend(self.new_len.to_le_bytes());
         out.extend(self.old_digest);
@@ -156,17 +161,18 @@ impl Header {
         let version = u16::from_le_bytes(reader.array()?);
         let [group_bits, codec] = reader.array()?;
         let flags = u32::from_le_bytes(reader.array()?);
-        if version != VERSION || codec != CODEC_ZSTD || flags & !FLAG_TEXTS != 0 {
+        if version != VERSION || codec != CODEC_ZSTD || flags & !(FLAG_TEXTS | FLAG_HISTORY) != 0 {
             return malformed(
                 "header",
                 format!(
-                    "version {version}, codec {codec}, flags {flags}, but this program knows 1, 1, 0 or 1; update it first"
+                    "version {version}, codec {codec}, flags {flags}, but this program knows 1, 1, 0 to 3; update it first"
                 ),
             );
         }
         let header = Self {
             group_bits,
-            texts: flags == FLAG_TEXTS,
+            texts: flags & FLAG_TEXTS != 0,
+            history: flags & FLAG_HISTORY != 0,
             old_len: u64::from_le_bytes(reader.array()?),
             new_len: u64::from_le_bytes(reader.array()?),
             old_digest: reader.array()?,
@@ -301,6 +307,8 @@ pub struct Parts<'a> {
     pub texts: &'a [Text],
     /// Bundles with their numbers of objects.
     pub bundles: &'a [(Vec<u8>, u64)],
+    /// Literals have a history.
+    pub history: bool,
     /// Groups, those of texts last, with the digests of their output.
     pub groups: &'a [(Vec<u8>, ShortDigest)],
 }
@@ -313,7 +321,7 @@ pub fn build(
     group_bits: u8,
     (old_len, new_len): (u64, u64),
     digests: &[Digest; 2],
-    Parts { texts, bundles, groups }: &Parts,
+    Parts { texts, bundles, history, groups }: &Parts,
 ) -> Result<Vec<u8>> {
     let bundle = |(bytes, objects): &(Vec<u8>, u64)| Bundle {
         offset: 0,
@@ -341,6 +349,7 @@ pub fn build(
     let header = Header {
         group_bits,
         texts: !texts.is_empty(),
+        history: *history,
         old_len,
         new_len,
         old_digest: digests[0],

@@ -7,12 +7,13 @@
 //! - [`stream`]: bounded unpacking
 //! - [`container`]: header, index, bundles of maps: what is where, and its digests
 //! - [`ops`]: the operations of one group of output
+//! - [`history`]: what literals may refer back to
 //! - [`object`]: a file whose pointers are projected: where its bytes lie, its copy map
 //! - [`map`]: from old addresses to new ones, through the copies
 //! - [`refs`], [`elf`], [`module`], [`btf`], [`gotab`], [`x86`], [`a64`], [`erofs`]: pointers found in the OLD bytes only, a block at a time
 //! - [`residue`]: what predictions miss, coded
 //! - [`deflate`]: compressed files, made again from their texts
-//! - [`apply`]: the decoder; one group at a time, in any order, in bounded memory
+//! - [`apply`]: the decoder; one group at a time, in bounded memory
 //!
 //! The encoder (in the builder) uses the same models, so that a wrongly recognised pointer costs bytes and never
 //! correctness: what the models predict is corrected by the residue, and every group is checked by its SHA-256.
@@ -25,6 +26,7 @@ pub mod deflate;
 pub mod elf;
 pub mod erofs;
 pub mod gotab;
+pub mod history;
 pub mod joined;
 pub mod map;
 pub mod module;
@@ -42,6 +44,10 @@ use thiserror::Error;
 
 /// Longest old window of a prefix operation, in bytes.
 pub const MAX_PREFIX: u64 = 8 << 20;
+/// Longest windows of a group together, in bytes.
+pub const MAX_HISTORY: u64 = 8 << 20;
+/// Most windows of a group.
+pub const MAX_WINDOWS: u64 = 256;
 /// Most copies in one object's map; keeps the decoder's tables under 20 MiB.
 pub const MAX_COPIES: u64 = 1 << 18;
 /// Most objects in one delta.
@@ -118,8 +124,8 @@ impl ReadAt for Vec<u8> {
     }
 }
 
-/// Where verified groups go.
-pub trait Sink {
+/// Where verified groups go; later groups may refer back to them.
+pub trait Sink: ReadAt {
     /// Keeps `bytes`, which belong at `offset` of the new image and have passed their digest.
     ///
     /// # Errors

@@ -28,6 +28,14 @@ pub fn put_residue(out: &mut Vec<u8>, code: &[u8]) {
 /// # Errors
 /// When it is damaged or longer.
 pub fn get_stream(reader: &mut Reader, what: &'static str, max: u64) -> Result<Vec<u8>> {
+    get_stream_after(&[], reader, what, max)
+}
+
+/// The same, of one that refers back to `prefix` if it is packed.
+///
+/// # Errors
+/// As for [`get_stream`].
+pub fn get_stream_after(prefix: &[u8], reader: &mut Reader, what: &'static str, max: u64) -> Result<Vec<u8>> {
     let head = reader.varint(what, u64::MAX)?;
     let len = head >> 1;
     if len > max {
@@ -37,7 +45,7 @@ pub fn get_stream(reader: &mut Reader, what: &'static str, max: u64) -> Result<V
         return Ok(reader.bytes(len)?.to_vec());
     }
     let packed = reader.varint(what, u64::MAX)?;
-    unpack(reader.bytes(packed)?, len, &[], what)
+    unpack(reader.bytes(packed)?, len, prefix, what)
 }
 
 /// Unpacks one zstd frame into exactly `len` bytes, which the caller has checked; `prefix` is what it refers back to.

@@ -23,13 +23,18 @@ fn manifest_id(manifest: &[u8]) -> Digest {
 pub fn slot_delta() -> Payload {
     let base = vec![Source::Slot { roothash: Digest([0x10; 32]), bytes: 255 << 20 }];
     let object = object_ref(0x71, 1_200_000, BlockSize::KIB_64);
-    Payload { target: 0, object, kind: PayloadKind::Delta { base }, ignored: Default::default() }
+    Payload {
+        target: 0,
+        object,
+        kind: PayloadKind::Delta { base, history: false },
+        ignored: Default::default(),
+    }
 }
 
 fn uki_delta() -> Payload {
     let old = Source::Object(object_ref(0x57, 13_900_000, BlockSize::KIB_64));
     let new_slot = Source::Slot { roothash: Digest([0x11; 32]), bytes: 256 << 20 };
-    let kind = PayloadKind::Delta { base: vec![old, new_slot] };
+    let kind = PayloadKind::Delta { base: vec![old, new_slot], history: false };
     Payload {
         target: 1,
         object: object_ref(0x72, 90_000, BlockSize::KIB_4),

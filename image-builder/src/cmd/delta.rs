@@ -93,7 +93,7 @@ fn write_new(path: &Path, fill: impl FnOnce(&mut std::fs::File) -> Result<()>) -
 
 fn make_file(old: &Path, new: &Path, out: &Path, threads: usize) -> Result<()> {
     let (old, new) = (Image::open(old)?, Image::open(new)?);
-    let Made { bytes, methods } = make(&old, &new, threads, &Progress::stderr())?;
+    let Made { bytes, methods, .. } = make(&old, &new, threads, &Progress::stderr())?;
     write_new(out, |file| file.write_all(&bytes).with_context(|| format!("write {}", out.display())))?;
     println!("{}: {} bytes for {} bytes of output", out.display(), bytes.len(), new.size());
     for (method, (files, len)) in methods {
@@ -107,6 +107,16 @@ struct Hashed {
     output: Output,
     hash: Sha256,
     bar: crate::progress::Bar,
+}
+
+impl ReadAt for Hashed {
+    fn size(&self) -> u64 {
+        self.output.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.output.read_at(offset, buf)
+    }
 }
 
 impl Sink for Hashed {

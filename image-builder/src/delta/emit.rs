@@ -3,17 +3,19 @@
 //! Knows the pieces and the methods chosen; nothing of how they were found.
 
 use super::choose::{Choice, Method, PREFIX_OUTPUT, Values, prefix_window};
-use super::pack::{LEVEL, pack};
+use super::history::Histories;
+use super::pack::{ESTIMATE, LEVEL, pack};
 use super::plan::{Job, Origin, Plan};
 use super::source::Image;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use formats::delta::container::{ShortDigest, short_digest};
+use formats::delta::history::{self, Window, put_windows};
 use formats::delta::object::{Kind, Map, Projector, pieces};
 use formats::delta::ops::{self, Op};
 use formats::delta::residue::ResidueEncoder;
 use formats::delta::stream::{put_residue, put_stream};
 use formats::delta::view::View;
-use formats::delta::{MAX_OPS, MAX_PREFIX};
+use formats::delta::{MAX_OPS, MAX_PREFIX, ReadAt};
 
 /// Zero bytes in a row that are worth an operation.
 const ZEROS: usize = 64;
@@ -34,6 +36,8 @@ pub struct Emitter<'a> {
     pub values: &'a Values,
     /// Length of a group.
     pub group_len: u64,
+    /// What literals may refer back to, if they may.
+    pub histories: Option<&'a Histories>,
 }
 
 #[derive(Default)]
@@ -100,28 +104,117 @@ impl Group {
         self.ops.push(Op::Diff { old: at, len: new.len() as u64 });
     }
 
-    fn finish(self, start: u64) -> Result<Vec<u8>> {
-        let mut out = Vec::new();
+    fn coded(self, start: u64) -> Result<Coded> {
         let ops = ops::encode(&self.ops, start);
-        put_stream(&mut out, &ops, &pack(&ops, &[], LEVEL)?);
-        put_residue(&mut out, &self.residue.finish());
-        put_stream(&mut out, &self.extra, &pack(&self.extra, &[], LEVEL)?);
+        let mut head = Vec::new();
+        put_stream(&mut head, &ops, &pack(&ops, &[], LEVEL)?);
+        put_residue(&mut head, &self.residue.finish());
+        Ok(Coded { head, literals: self.extra, frames: self.frames })
+    }
+}
+
+/// A group but for the coding of its literals.
+struct Coded {
+    /// Operations and residue.
+    head: Vec<u8>,
+    literals: Vec<u8>,
+    frames: Vec<u8>,
+}
+
+/// Bytes that literals refer back to.
+#[derive(Default)]
+struct History {
+    windows: Vec<Window>,
+    bytes: Vec<u8>,
+}
+
+impl Coded {
+    /// The group as stored in a delta without histories, or in one with them.
+    fn stored(&self, start: u64, history: Option<&History>, level: i32) -> Result<Vec<u8>> {
+        let mut out = self.head.clone();
+        if let Some(history) = history {
+            put_windows(&mut out, &history.windows, start);
+        }
+        let prefix = history.map_or(&[][..], |history| &history.bytes);
+        put_stream(&mut out, &self.literals, &pack(&self.literals, prefix, level)?);
         out.extend_from_slice(&self.frames);
         Ok(out)
     }
 }
 
+/// A group as stored.
+pub struct Stored {
+    /// In a delta without histories.
+    pub plain: Vec<u8>,
+    /// In one with them, if there may be one.
+    pub history: Option<Vec<u8>>,
+    /// Of the output.
+    pub digest: ShortDigest,
+}
+
 impl Emitter<'_> {
-    /// Group `number` as stored, and the digest of its output.
+    /// Group `number` as stored.
     ///
     /// # Errors
     /// If an image cannot be read.
-    pub fn group(&self, number: u64) -> Result<(Vec<u8>, ShortDigest)> {
+    pub fn group(&self, number: u64) -> Result<Stored> {
         let start = number * self.group_len;
-        let image = start < self.new_len;
-        let all = if image { self.new_len } else { formats::delta::ReadAt::size(self.new) };
-        let end = (start + self.group_len).min(all);
-        let bytes = self.new.bytes(start, end - start)?;
+        let all = if start < self.new_len { self.new_len } else { self.new.size() };
+        let bytes = self.new.bytes(start, self.group_len.min(all - start))?;
+        let digest = short_digest(&bytes);
+        let group = self.described(start, &bytes)?;
+        let long = ops::encode(&group.ops, start).len() as u64 > MAX_OPS;
+        let described = if long { None } else { Some(group.coded(start)?) };
+        let plain = described.as_ref().map(|coded| coded.stored(start, None, LEVEL)).transpose()?;
+        let bad = plain.as_ref().is_none_or(|stored| stored.len() * 4 > bytes.len());
+        let alone = if bad {
+            let mut group = Group::default();
+            group.literal(&bytes);
+            Some(group.coded(start)?)
+        } else {
+            None
+        };
+        let candidates: Vec<&Coded> = described.iter().chain(&alone).collect();
+        let history = self.with_history(start, &candidates, plain.as_deref())?;
+        let alone = alone.map(|coded| coded.stored(start, None, LEVEL)).transpose()?;
+        let plain = plain.into_iter().chain(alone).min_by_key(Vec::len).context("a group has no form")?;
+        Ok(Stored { plain, history, digest })
+    }
+
+    /// The smallest of `candidates` with a history each; `plain` is the first without one.
+    fn with_history(
+        &self,
+        start: u64,
+        candidates: &[&Coded],
+        plain: Option<&[u8]>,
+    ) -> Result<Option<Vec<u8>>> {
+        let Some(histories) = self.histories else { return Ok(None) };
+        let written = if start < self.new_len { start } else { 0 };
+        let mut best: Option<(usize, &Coded, History)> = None;
+        for coded in candidates {
+            let windows = histories.windows(&coded.literals, written);
+            let bytes = history::read(&windows, self.old, self.new)?;
+            let history = History { windows, bytes };
+            let len = match candidates {
+                [_] => 0,
+                _ => coded.stored(start, Some(&history), ESTIMATE)?.len(),
+            };
+            if best.as_ref().is_none_or(|(least, ..)| len < *least) {
+                best = Some((len, coded, history));
+            }
+        }
+        let Some((_, coded, history)) = best else { return Ok(None) };
+        let stored = coded.stored(start, Some(&history), LEVEL)?;
+        if plain.is_some_and(|plain| plain.len() < stored.len()) {
+            // Packed anew without windows, it has one byte more.
+            return candidates[0].stored(start, Some(&History::default()), LEVEL).map(Some);
+        }
+        Ok(Some(stored))
+    }
+
+    /// The operations for `bytes`, the group at `start`.
+    fn described(&self, start: u64, bytes: &[u8]) -> Result<Group> {
+        let end = start + bytes.len() as u64;
         let mut group = Group::default();
         let first = self.plan.pieces.partition_point(|piece| piece.at.offset + piece.at.len <= start);
         for piece in self.plan.pieces[first..].iter().take_while(|piece| piece.at.offset < end) {
@@ -138,17 +231,7 @@ impl Emitter<'_> {
                 }
             }
         }
-        let long = ops::encode(&group.ops, start).len() as u64 > MAX_OPS;
-        let packed = group.finish(start)?;
-        let mut plain = Group::default();
-        if long || packed.len() * 4 > bytes.len() {
-            plain.literal(&bytes);
-            let alone = plain.finish(start)?;
-            if long || alone.len() < packed.len() {
-                return Ok((alone, short_digest(&bytes)));
-            }
-        }
-        Ok((packed, short_digest(&bytes)))
+        Ok(group)
     }
 
     /// `bytes` of the new image from `at` on, all of one job.

@@ -1,7 +1,8 @@
 //! Makes a delta: plan, choose, write groups, put the container together, and prove it by applying it.
 
 use super::choose::{Choice, Method, Values, choose};
-use super::emit::Emitter;
+use super::emit::{Emitter, Stored};
+use super::history::Histories;
 use super::pack::{LEVEL, pack};
 use super::parallel;
 use super::plan::{Plan, plan};
@@ -10,7 +11,7 @@ use super::values;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use formats::delta::apply::Decoder;
-use formats::delta::container::{Digest, Parts, build, put_bundle};
+use formats::delta::container::{Digest, Parts, ShortDigest, build, put_bundle};
 use formats::delta::map::AddressMap;
 use formats::delta::object::Map;
 use formats::delta::{MAX_OBJECTS, ReadAt, Sink};
@@ -24,10 +25,15 @@ const GROUP_BITS: u8 = 22;
 /// Maps are packed together until they have this many bytes.
 const BUNDLE: usize = 256 << 10;
 
+/// Histories are used if they save one part in this many: agents that do not know them pass such a delta over.
+const HISTORY_WORTH: usize = 50;
+
 /// A delta, and what it consists of.
 pub struct Made {
     /// The container's bytes.
     pub bytes: Vec<u8>,
+    /// Literals refer back to the new image, which devices write in order.
+    pub history: bool,
     /// Per method: files and their bytes.
     pub methods: BTreeMap<&'static str, (u64, u64)>,
 }
@@ -105,7 +111,10 @@ pub fn make(old: &Image, new: &Image, threads: usize, progress: &Progress) -> Re
     drop(bar);
     let methods = tally(&plan, &choices);
     let choices = number(choices, u64::from(table.is_some()));
-    let emitter = Emitter { old, new, new_len, plan: &plan, choices: &choices, values: &values, group_len };
+    let histories = if plan.erofs { Some(Histories::new(old, &plan, new_len, threads)?) } else { None };
+    let histories = histories.as_ref();
+    let emitter =
+        Emitter { old, new, new_len, plan: &plan, choices: &choices, values: &values, group_len, histories };
     let count = usize::try_from(new.size().div_ceil(group_len))?;
     let bar = progress.items("write groups", count as u64);
     let groups = parallel::run(count, threads, |group| {
@@ -114,15 +123,16 @@ pub fn make(old: &Image, new: &Image, threads: usize, progress: &Progress) -> Re
         stored
     })?;
     drop(bar);
+    let (groups, history) = with_histories(groups);
     let digests = [digests[0], digests[1]];
     let texts: Vec<_> = plan.packed.iter().map(|packed| packed.text).collect();
     let bundles = bundles(table.as_ref(), &choices)?;
-    let parts = Parts { texts: &texts, bundles: &bundles, groups: &groups };
+    let parts = Parts { texts: &texts, bundles: &bundles, history, groups: &groups };
     let bytes = build(GROUP_BITS, (old.size(), new_len), &digests, &parts)?;
     let busy = progress.busy("apply the delta once");
-    check(old, &bytes, &digests[1]).context("prove the delta by applying it")?;
+    check((old, &plan.new), &bytes, &digests[1]).context("prove the delta by applying it")?;
     drop(busy);
-    Ok(Made { bytes, methods })
+    Ok(Made { bytes, history, methods })
 }
 
 fn tally(plan: &Plan, choices: &[Choice]) -> BTreeMap<&'static str, (u64, u64)> {
@@ -135,20 +145,45 @@ fn tally(plan: &Plan, choices: &[Choice]) -> BTreeMap<&'static str, (u64, u64)> 
     methods
 }
 
-/// Output that is only hashed; groups come in order.
-struct Hash(Sha256);
+/// The groups with histories, or without if those save little.
+fn with_histories(groups: Vec<Stored>) -> (Vec<(Vec<u8>, ShortDigest)>, bool) {
+    let plain: usize = groups.iter().map(|group| group.plain.len()).sum();
+    let with: Option<usize> = groups.iter().map(|group| group.history.as_ref().map(Vec::len)).sum();
+    let used = with.is_some_and(|with| plain.saturating_sub(with) * HISTORY_WORTH > plain);
+    let choose = |group: Stored| {
+        let stored = group.history.filter(|_| used).unwrap_or(group.plain);
+        (stored, group.digest)
+    };
+    (groups.into_iter().map(choose).collect(), used)
+}
 
-impl Sink for Hash {
+/// Output that is only hashed; groups come in order. What passed its digest is the new image, which is read instead.
+struct Hash<'n> {
+    hash: Sha256,
+    new: &'n Image,
+}
+
+impl ReadAt for Hash<'_> {
+    fn size(&self) -> u64 {
+        self.new.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.new.read_at(offset, buf)
+    }
+}
+
+impl Sink for Hash<'_> {
     fn write_at(&mut self, _offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.update(bytes);
+        self.hash.update(bytes);
         Ok(())
     }
 }
 
-fn check(old: &Image, delta: &dyn ReadAt, expected: &Digest) -> Result<()> {
-    let mut hash = Hash(Sha256::new());
-    Decoder::open(old, delta)?.run(&mut |_| true, &mut hash)?;
-    let found: Digest = hash.0.finalize().into();
+fn check((old, new): (&Image, &Image), delta: &dyn ReadAt, expected: &Digest) -> Result<()> {
+    let mut sink = Hash { hash: Sha256::new(), new };
+    Decoder::open(old, delta)?.run(&mut |_| true, &mut sink)?;
+    let found: Digest = sink.hash.finalize().into();
     ensure!(
         found == *expected,
         "the result differs from the new image: this is a fault of farhold, report it"

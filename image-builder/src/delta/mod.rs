@@ -1,7 +1,7 @@
 //! Making and applying deltas between two images or files. Data flows downwards:
 //!
 //! ```text
-//! source ─▶ plan (matching, unpack, uki) ─▶ values ─▶ choose (align, label, golang, pack) ─▶ emit ─▶ make ─▶ container
+//! source ─▶ plan (matching, unpack, uki) ─▶ values ─▶ choose (align, label, golang, pack) ─▶ emit (history) ─▶ make ─▶ container
 //!                                    formats::delta: models, decoder ─────────▶ apply
 //! ```
 //!
@@ -11,6 +11,7 @@ mod align;
 mod choose;
 mod emit;
 mod golang;
+mod history;
 mod label;
 mod make;
 mod matching;

@@ -99,6 +99,16 @@ impl ReadAt for Image {
 /// A file that verified groups are written to.
 pub struct Output(pub File);
 
+impl ReadAt for Output {
+    fn size(&self) -> u64 {
+        self.0.metadata().map_or(0, |found| found.len())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+}
+
 impl Sink for Output {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)

@@ -57,12 +57,12 @@ fn groups_apply_in_any_order_and_resume() {
     let mut out = vec![0; new.len()];
     for number in [3u64, 0, 2, 1] {
         let mut group = Vec::new();
-        decoder.group(number, &mut group).unwrap();
+        decoder.group(number, &out, &mut group).unwrap();
         let from = (number * decoder.header().group_len()) as usize;
         out[from..from + group.len()].copy_from_slice(&group);
     }
     assert!(out == new);
-    assert!(decoder.group(4, &mut Vec::new()).unwrap_err().to_string().contains("number 4 of 4"));
+    assert!(decoder.group(4, &out, &mut Vec::new()).unwrap_err().to_string().contains("number 4 of 4"));
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn a_packed_archive_costs_what_its_files_changed() {
     let mut alone = Vec::new();
     let mut decoder = Decoder::open(&old, &bytes).unwrap();
     for number in (0..header.groups()).rev() {
-        decoder.group(number, &mut alone).unwrap();
+        decoder.group(number, &new, &mut alone).unwrap();
         let from = (number * header.group_len()) as usize;
         assert!(alone == new[from..from + alone.len()], "group {number}");
     }
@@ -388,4 +388,32 @@ fn a_program_of_many_pointers_comes_back() {
     let (old, new) = (large_program(1 << 20, 0), large_program(1 << 20, 40_000));
     let delta = delta(&old, &new, 1);
     assert!(apply(&old, &delta).unwrap() == new);
+}
+
+#[test]
+fn new_files_refer_to_new_files_before_them() {
+    let old: Vec<Content> = vec![("a".into(), noise(60, 100_000))];
+    let mut again = noise(61, 1 << 20);
+    again.iter_mut().step_by(5000).for_each(|byte| *byte ^= 1);
+    let between = noise(62, 5 << 20);
+    let new = [("b".into(), noise(61, 1 << 20)), ("c".into(), between), ("d".into(), again)];
+    let (old, new) = (erofs(&old), erofs(&[&old[..], &new].concat()));
+    let bytes = delta(&old, &new, 2);
+    let (header, _) = formats::delta::container::open(&bytes).unwrap();
+    assert!(header.history);
+    assert!(bytes.len() < (6 << 20) + 20_000, "{} bytes: `d` is sent again", bytes.len());
+    assert!(apply(&old, &bytes).unwrap() == new);
+    // What is not there yet cannot be referred to; nothing is made up.
+    let error = Decoder::open(&old, &bytes).unwrap().group(1, &Vec::new(), &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("are asked for, but there are 0"), "{error}");
+}
+
+#[test]
+fn a_file_alone_refers_to_nothing_of_its_own() {
+    let part = noise(63, 1 << 20);
+    let new = [&part[..], &noise(64, 4 << 20), &part].concat();
+    let bytes = delta(&noise(65, 1000), &new, 2);
+    let (header, _) = formats::delta::container::open(&bytes).unwrap();
+    assert!(!header.history);
+    assert!(apply(&noise(65, 1000), &bytes).unwrap() == new);
 }

@@ -41,10 +41,10 @@ fn decode(maps: &[Vec<u8>], group: Vec<u8>, size: u64) -> Result<Vec<u8>> {
     let bundle = put_bundle(maps, |plain| Ok::<_, DeltaError>(plain.to_vec())).unwrap();
     let bundles = [(bundle, maps.len() as u64)];
     let lens = (program().len() as u64, size);
-    let parts = Parts { texts: &[], bundles: &bundles, groups: &[(group, [0; 16])] };
+    let parts = Parts { texts: &[], bundles: &bundles, history: false, groups: &[(group, [0; 16])] };
     let delta = build(20, lens, &[[0; 32]; 2], &parts).unwrap();
     let mut out = Vec::new();
-    Decoder::open(program(), &delta)?.group(0, &mut out).map(|()| out)
+    Decoder::open(program(), &delta)?.group(0, &NOTHING, &mut out).map(|()| out)
 }
 
 #[test]

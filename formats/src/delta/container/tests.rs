@@ -6,6 +6,7 @@ fn header() -> Header {
     Header {
         group_bits: 20,
         texts: false,
+        history: false,
         old_len: 1,
         new_len: (1 << 20) + 1,
         old_digest: [1; 32],
@@ -19,7 +20,7 @@ fn header() -> Header {
 
 #[test]
 fn header_and_index_come_back() {
-    let header = header();
+    let header = Header { history: true, ..header() };
     assert_eq!(header.encode().len() as u64, HEADER);
     assert_eq!(Header::decode(&header.encode()).unwrap(), header);
     let group = |offset, packed, byte| Group { offset, packed, digest: [byte; 16] };
@@ -72,7 +73,7 @@ fn foreign_versions_and_large_images_are_refused() {
     refuse(0, b'X', "this is no delta");
     refuse(8, 2, "version 2");
     refuse(11, 9, "codec 9");
-    refuse(12, 2, "flags 2");
+    refuse(12, 4, "flags 4");
     refuse(10, 23, "group 2^23");
     refuse(31, 1, "limits are");
     assert!(Header::decode(&good[..143]).is_err());

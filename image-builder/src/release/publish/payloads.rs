@@ -163,7 +163,7 @@ impl Work<'_> {
         let (from, to) = (&base.manifest.version, &self.held.manifest.version);
         let (old_file, new_file) = (self.image(base, old)?, self.image(self.held, target)?);
         let threads = std::thread::available_parallelism().map_or(1, Into::into);
-        let Made { bytes, .. } =
+        let Made { bytes, history, .. } =
             make(&Image::open(&old_file)?, &Image::open(&new_file)?, threads, self.input.progress)
                 .with_context(|| format!("make the delta of the {what} from {from} to {to}"))?;
         let object = object::of(&bytes, self.input.block)?;
@@ -175,7 +175,7 @@ impl Work<'_> {
                 Source::Object(old.object)
             }
         };
-        let kind = PayloadKind::Delta { base: vec![source] };
+        let kind = PayloadKind::Delta { base: vec![source], history };
         let payload =
             Payload { target: position, object: ObjectRef::from(&object), kind, ignored: Default::default() };
         Ok((payload, bytes, object))
