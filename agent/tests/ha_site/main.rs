@@ -20,6 +20,7 @@ mod plan;
 mod refused;
 mod relay;
 mod site;
+mod timelines;
 mod traps;
 
 use site::{Node, Site};

@@ -118,6 +118,7 @@ async fn export(site: &Site) -> Result<()> {
             std::fs::remove_file(data.join(name)).with_context(|| format!("remove {name}"))?;
         }
     }
+    server::clear(data).await?;
     let mut child = server::spawn(site, data, &main)?;
     let read = tokio::select! {
         read = read_rows(site, &sockets, register.start_lsn, control) => read,

@@ -9,6 +9,7 @@
 //! - `listen`: sockets that others call; `relay`: bytes from one side to the other while a gate allows it;
 //! - `port`: the local datastore port; `tunnel`: what passes between the two nodes;
 //! - `settings`: Postgres' files, written from the register; `server`: its process; `session`: what it is asked;
+//! - `timeline`: what its log must have before it recovers or is promoted alone;
 //! - `copy`: export, rewind, full copy;
 //! - `site`: what the parts of a node share; `node`: its loop; `talk`: what it says and hears; `serial`: over a cable, too, in frames of `slip`;
 //! - `control`: what an operator asks it; `record`: who commanded what; `watch`, `status`: what operators are told;
@@ -46,6 +47,7 @@ mod startup;
 mod status;
 mod stream;
 mod talk;
+mod timeline;
 mod tunnel;
 mod watch;
 mod witness;

@@ -103,7 +103,7 @@ async fn main(config: Config) -> Result<()> {
     let (path, counters) = files(&config);
     let Opened { store, voter, value, start } = Store::open::<Saved>(&path, counters)?;
     let platform = platform(&config)?;
-    server::stop_leftover(&config.postgres.data).await?;
+    server::clear(&config.postgres.data).await?;
     let udp = UdpSocket::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let tcp =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;

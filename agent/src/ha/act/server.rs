@@ -6,6 +6,7 @@
 use super::session::{self, PATIENCE};
 use super::settings::{self, CONTROL, Role};
 use super::site::Site;
+use super::timeline;
 use crate::clock::boot_ms;
 use crate::durable;
 use crate::ha::register::Lsn;
@@ -125,32 +126,51 @@ pub fn position(text: &str) -> Option<Lsn> {
     Some(u64::from_str_radix(high, 16).ok()? << 32 | u64::from_str_radix(low, 16).ok()?)
 }
 
-/// Stops whatever server an earlier agent left behind on this directory, before anything else is done.
+/// Processes that work in this directory.
+fn at_work(data: &Path) -> Result<Vec<Pid>> {
+    let data = data.canonicalize().with_context(|| format!("find {}", data.display()))?;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").context("look for servers")? {
+        let path = entry.context("look for servers")?.path();
+        let pid = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok());
+        // Those that ended meanwhile, and those of others, cannot be read.
+        let there = || std::fs::read_link(path.join("cwd")).is_ok_and(|folder| folder == data);
+        found.extend(pid.filter(|_| there()).map(Pid::from_raw));
+    }
+    Ok(found)
+}
+
+/// Ends whatever still works in this directory before a server is started there: one of an earlier agent, or what is left of one that
+/// was killed. Then nobody holds its lock, whose number may be that of another process by now, at which Postgres would refuse to start.
 ///
 /// # Errors
 /// If it does not go away.
-pub async fn stop_leftover(data: &Path) -> Result<()> {
-    let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { return Ok(()) };
-    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else {
+pub async fn clear(data: &Path) -> Result<()> {
+    let lock = data.join("postmaster.pid");
+    if !lock.exists() {
         return Ok(());
-    };
-    let ours = || {
-        let running = std::fs::read_link(format!("/proc/{pid}/cwd"));
-        running.is_ok_and(|folder| data.canonicalize().is_ok_and(|data| data == folder))
-    };
+    }
     for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
         let until = Instant::now() + STOP;
-        if ours() {
-            kill(Pid::from_raw(pid), signal).context("stop the server that an earlier agent left behind")?;
+        for pid in at_work(data)? {
+            match kill(pid, signal) {
+                Ok(()) | Err(nix::Error::ESRCH) => {}
+                Err(error) => return Err(error).context("stop the server that was left behind"),
+            }
         }
-        while ours() && Instant::now() < until {
+        while !at_work(data)?.is_empty() && Instant::now() < until {
             sleep(LOOK).await;
         }
     }
-    if ours() {
-        bail!("a server of an earlier agent (process {pid}) on {} does not end", data.display());
+    if let Some(pid) = at_work(data)?.first() {
+        bail!("what is left of an earlier server (process {pid}) on {} does not end", data.display());
     }
-    Ok(())
+    match std::fs::remove_file(&lock) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", lock.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Moves the server towards the wanted role until the agent ends.
@@ -271,6 +291,10 @@ impl Process {
         }
         durable::write(&data.join("postgresql.auto.conf"), b"# The agent's files decide.\n", 0o600)?;
         self.write(want, false)?;
+        if self.recovering {
+            timeline::complete(&data.join("pg_wal"), control.timeline)?;
+        }
+        clear(&data).await?;
         let child = spawn(&self.site, &data, &self.site.main_file())?;
         self.site.server_pid.set(child.id().and_then(|pid| i32::try_from(pid).ok()));
         self.child = Some(child);
@@ -303,7 +327,7 @@ impl Process {
                     self.report(Server::Stuck).await;
                     return Ok(());
                 }
-                Err(_) => return Ok(()),
+                Err(_) => return self.help_recovery(want).await,
             },
         };
         let seen = timeout(2 * PATIENCE, session::look(&client, self.site.standby_name())).await;
@@ -329,11 +353,31 @@ impl Process {
             }
         }
         self.report(server).await;
+        if let (Server::Primary { timeline: on, .. }, Postgres::Primary { timeline: wanted, .. }) =
+            (server, want)
+            && on < wanted
+        {
+            // Promoted on a number that the register gave to another's promotion: that is done again.
+            tracing::warn!(on, wanted, "Postgres writes a timeline that is not its own");
+            return self.stop().await;
+        }
         if server == Server::Stuck {
             return Ok(());
         }
         self.promote(want, &client).await?;
         self.client = Some(client);
+        Ok(())
+    }
+
+    /// A standby that is to be the primary, but does not even come to a consistent state, may lack what it can have from itself.
+    async fn help_recovery(&mut self, want: Postgres) -> Result<()> {
+        if !self.recovering || !matches!(want, Postgres::Primary { .. }) || self.role == Some(want) {
+            return Ok(());
+        }
+        self.write(want, true)?;
+        let data = &self.site.config.postgres.data;
+        let control = control(&self.site, data).await?;
+        timeline::complete(&data.join("pg_wal"), control.timeline)?;
         Ok(())
     }
 
@@ -344,11 +388,13 @@ impl Process {
     }
 
     async fn promote(&mut self, want: Postgres, client: &Client) -> Result<()> {
-        let Postgres::Primary { .. } = want else { return Ok(()) };
+        let Postgres::Primary { timeline: wanted, .. } = want else { return Ok(()) };
         if self.site.postgres.get() != want || !self.recovering {
             return Ok(());
         }
         self.write(want, true)?;
+        let data = &self.site.config.postgres.data;
+        timeline::reserve(&data.join("pg_wal"), control(&self.site, data).await?.timeline, wanted)?;
         client.simple_query("SELECT pg_promote(true, 30)").await.context("promote Postgres")?;
         self.recovering = false;
         tracing::info!("Postgres promoted");
