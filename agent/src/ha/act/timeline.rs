@@ -108,7 +108,7 @@ mod tests {
         reserve(folder.path(), 1, 5).unwrap();
         let len =
             |timeline| std::fs::metadata(history(folder.path(), timeline)).map(|found| found.len()).ok();
-        assert_eq!((len(2), len(3), len(4), len(5)), (Some(0), Some(20), Some(0), None));
+        assert_eq!((len(2), len(3), len(4), len(5)), (Some(0), Some(19), Some(0), None));
         reserve(folder.path(), 5, 5).unwrap();
         reserve(folder.path(), 6, 5).unwrap();
         assert_eq!(len(6), None);
