@@ -189,11 +189,12 @@ impl Messages for Line {
         while self.ready.is_empty() {
             let n = self.port.read(&mut buffer, until_ms)?;
             toll.paid(n as u64)?;
-            if n == 0 && boot_ms() >= until_ms {
-                return Ok(None);
-            }
             let messages = self.deframer.push(&buffer[..n]);
             self.ready.extend(messages.iter().filter_map(|bytes| Message::parse(bytes)));
+            // Noise without end is no reason to listen without end.
+            if self.ready.is_empty() && boot_ms() >= until_ms {
+                return Ok(None);
+            }
         }
         Ok(self.ready.pop_front())
     }
