@@ -10,6 +10,9 @@ const PAUSES_MAX: usize = 8;
 /// Stretches that a forecast looks over: more than ten years of days with a pause each.
 const STRETCHES_MAX: usize = 8_000;
 
+/// The other node of a pair, as counts and words name it; no carrier is called so.
+pub const PEER: &str = "peer";
+
 /// A carrier and how it may be used. Of several, the first that may be used and can be reached is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CarrierSettings {
@@ -158,6 +161,9 @@ impl CarrierSettings {
         let letters = |c: char| c.is_ascii_alphanumeric() || c == '-';
         if self.name.is_empty() || self.name.len() > 32 || !self.name.chars().all(letters) {
             return Err(format!("`{}` is no name: 1 to 32 letters, digits and `-`", self.name));
+        }
+        if self.name == PEER {
+            return Err(format!("`{PEER}` is the other node of a pair; a carrier needs another name"));
         }
         if self.day_kib == Some(0) || self.month_kib == Some(0) || self.rate_kbit == Some(0) {
             return Err("budgets and rates must be 1 or more; remove the carrier to not use it".into());
@@ -353,6 +359,7 @@ mod tests {
         assert!(carrier().check().is_ok());
         let bad = [
             CarrierSettings { name: "a b".into(), ..carrier() },
+            CarrierSettings { name: PEER.into(), ..carrier() },
             CarrierSettings { day_kib: Some(0), ..carrier() },
             CarrierSettings { hours: Some([6, 6]), ..carrier() },
             CarrierSettings { hours: Some([24, 6]), ..carrier() },

@@ -1,15 +1,12 @@
 //! Which carrier is used now, how much of it, and what is left of its budgets. Pure: settings, counts and times in, a choice
 //! with its reason out.
 
-use formats::tariff::{CarrierSettings, Used, Verdict, span};
+use formats::tariff::{CarrierSettings, PEER, Used, Verdict, span};
 use std::collections::BTreeMap;
 
 /// Counts are made durable after so many bytes, or a share of the day's budget, whichever is less.
 const BOOKED_BYTES: u64 = 256 << 10;
 const BOOKED_SHARE: u64 = 64;
-
-/// The other node of a pair, as counts and words name it; no source is called so.
-pub const PEER: &str = "peer";
 
 /// How much of a carrier a job may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -11,8 +11,7 @@ use formats::manifest::TargetKind;
 use formats::payload::Source;
 use formats::repository as names;
 use formats::roles::Root;
-use formats::tariff::{CarrierSettings, Used, span};
-use std::collections::BTreeMap;
+use formats::tariff::{CarrierSettings, PEER, Used, span};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +34,9 @@ pub struct ForecastCmd {
     /// Devices that take it.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     devices: u64,
+    /// The devices are nodes of pairs, of which one pays for a block; so they are where the profile has `ha`.
+    #[arg(long)]
+    pairs: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -43,6 +45,15 @@ pub struct ForecastCmd {
 fn rate(text: &str) -> Result<(String, u64), String> {
     let pair = text.split_once('=').and_then(|(name, kbit)| Some((name.to_owned(), kbit.parse().ok()?)));
     pair.filter(|(_, kbit)| *kbit > 0).ok_or_else(|| format!("`{text}` must be NAME=KBIT, as radio=64"))
+}
+
+/// Bytes that a device needs.
+#[derive(Clone, Copy)]
+struct Needed {
+    /// Announcement, manifest and catalogue, which each node of a pair reads for itself.
+    said: u64,
+    /// The payloads.
+    payloads: u64,
 }
 
 /// One carrier for one kind of device.
@@ -64,16 +75,28 @@ impl ForecastCmd {
     /// If the profile has no carriers, or the repository no release for it.
     pub fn run(&self) -> Result<ExitCode> {
         let device = self.profile.resolve(self.arch)?.device;
+        let pairs = self.pairs || device.ha.is_some();
         let carriers = device.update.map(|update| update.carriers).unwrap_or_default();
         if carriers.is_empty() {
             bail!(
                 "the profile has no `settings.update.carriers` whose budgets and prices could be looked at"
             );
         }
+        let named = |name: &str| name == PEER || carriers.iter().any(|carrier| carrier.name == name);
+        if let Some((name, _)) = self.rate.iter().find(|(name, _)| !named(name)) {
+            let known: Vec<&str> = carriers.iter().map(|carrier| carrier.name.as_str()).collect();
+            bail!("--rate names `{name}`, but the profile's carriers are {}", known.join(", "));
+        }
         let repository = Repository::at(&self.repo)?;
         let held = repository.releases(&target_tag(&device.product, &device.board, device.arch))?;
         let Some(newest) = held.first() else {
-            bail!("{} has no release for {} on {}", self.repo.display(), device.product, device.board)
+            bail!(
+                "{} has no release for {} on {} ({}): --board and --arch take others",
+                self.repo.display(),
+                device.product,
+                device.board,
+                device.arch
+            )
         };
         let chain = repository.chain()?;
         let root = chain.as_ref().map(|chain| chain.verify()).transpose().context("follow the root chain")?;
@@ -83,8 +106,9 @@ impl ForecastCmd {
         });
         let mut rows = Vec::new();
         for (from, base) in earlier.chain([(None, None)]) {
-            let bytes = needed(&repository, newest, root, base.as_ref())?;
-            rows.extend(carriers.iter().map(|carrier| self.row(carrier, from.clone(), bytes)));
+            let needed = needed(&repository, newest, root, base.as_ref())?;
+            rows.extend(carriers.iter().map(|carrier| self.row(carrier, from.clone(), needed, pairs)));
+            rows.extend(pairs.then(|| self.peer(from, needed)));
         }
         let text = if self.json {
             format!("{}\n", serde_json::to_string_pretty(&rows).context("print the forecast")?)
@@ -95,29 +119,47 @@ impl ForecastCmd {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn row(&self, carrier: &CarrierSettings, from: Option<String>, bytes: u64) -> Row {
+    fn line_bytes(&self, carrier: &str) -> Option<u64> {
+        self.rate.iter().rev().find(|(name, _)| name == carrier).map(|(_, kbit)| kbit.saturating_mul(125))
+    }
+
+    /// What a carrier takes, of a pair for the node that pays for all.
+    fn row(&self, carrier: &CarrierSettings, from: Option<String>, needed: Needed, pairs: bool) -> Row {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let rates: BTreeMap<&str, u64> =
-            self.rate.iter().map(|(name, kbit)| (name.as_str(), *kbit)).collect();
-        let line = rates.get(carrier.name.as_str()).map(|kbit| kbit * 125);
+        let bytes = needed.said + needed.payloads;
+        let payers = if pairs { self.devices.div_ceil(2) } else { self.devices };
+        let all =
+            (needed.said.saturating_mul(self.devices)).saturating_add(needed.payloads.saturating_mul(payers));
         Row {
             from,
             carrier: carrier.name.clone(),
             bytes,
-            seconds: carrier.forecast_s(Used::default(), now_s, bytes, line),
-            price: carrier.price.as_ref().map(|price| price.of(bytes.saturating_mul(self.devices))),
+            seconds: carrier.forecast_s(Used::default(), now_s, bytes, self.line_bytes(&carrier.name)),
+            price: carrier.price.as_ref().map(|price| price.of(all)),
         }
+    }
+
+    /// What the other node has from the one that paid.
+    fn peer(&self, from: Option<String>, needed: Needed) -> Row {
+        let line = self.line_bytes(PEER).map(|line| needed.payloads.div_ceil(line.max(1)));
+        Row { from, carrier: PEER.to_owned(), bytes: needed.payloads, seconds: line, price: None }
     }
 }
 
 /// Bytes that a device fetches which runs `base`: announcement, manifest, catalogue, and the best payloads.
-fn needed(repository: &Repository, held: &Held, root: Option<&Root>, base: Option<&Digest>) -> Result<u64> {
+fn needed(
+    repository: &Repository,
+    held: &Held,
+    root: Option<&Root>,
+    base: Option<&Digest>,
+) -> Result<Needed> {
     let (id, manifest) = (held.said.manifest, &held.manifest);
-    let mut bytes = MAX_FRAME_BYTES as u64 + u64::from(held.said.manifest_bytes);
+    let mut said = MAX_FRAME_BYTES as u64 + u64::from(held.said.manifest_bytes);
+    let mut payloads = 0;
     let mut catalogue = None;
     for of in [base, None] {
         let Some(found) = repository.catalogue(&names::catalogue(&id, of))? else { continue };
-        bytes += found.len() as u64;
+        said += found.len() as u64;
         catalogue = root.and_then(|root| Catalogue::open(&found, root, &id, manifest).ok());
         break;
     }
@@ -134,9 +176,9 @@ fn needed(repository: &Repository, held: &Held, root: Option<&Root>, base: Optio
         let adaptive = |way: &Way<'_>| way.payload.is_some_and(|payload| payload.kind.is_adaptive());
         let ways = ways(manifest, catalogue.as_ref(), position, &has);
         let best = ways.iter().find(|way| !adaptive(way)).map(|way| way.fetch_bytes);
-        bytes += best.filter(|_| wanted).unwrap_or(0);
+        payloads += best.filter(|_| wanted).unwrap_or(0);
     }
-    Ok(bytes)
+    Ok(Needed { said, payloads })
 }
 
 fn table(version: &str, devices: u64, rows: &[Row]) -> String {
@@ -158,6 +200,48 @@ fn table(version: &str, devices: u64, rows: &[Row]) -> String {
             row.price.as_deref().unwrap_or("-"),
         ]);
     }
-    out.push_str("Of two nodes of a pair one pays for a block; the other has it from that one, as carrier peer, for nothing.\n");
+    if rows.iter().any(|row| row.carrier == PEER) {
+        out.push_str(
+            "Of two nodes of a pair one pays for a block; the other has it from that one, as carrier peer.\n",
+        );
+    }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args, Command, FromArgMatches};
+    use formats::tariff::Price;
+
+    fn asked(words: &[&str]) -> ForecastCmd {
+        let command = ForecastCmd::augment_args(Command::new("forecast"));
+        let all = [&["forecast", "profile.yaml", "--repo", "repo"], words].concat();
+        ForecastCmd::from_arg_matches(&command.try_get_matches_from(all).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn of_a_pair_one_node_pays_and_the_other_has_it_from_that_one() {
+        let price = Some(Price { currency: "EUR".into(), millis_per_mib: 1000 });
+        let sat = CarrierSettings {
+            name: "sat".into(),
+            source: "serial:/dev/ttyS1".into(),
+            day_kib: None,
+            month_kib: None,
+            rate_kbit: None,
+            hours: None,
+            price,
+        };
+        let needed = Needed { said: 1 << 20, payloads: 8 << 20 };
+        let command = asked(&["--devices", "5", "--rate", "peer=8192", "--rate", "sat=1024"]);
+        let alone = command.row(&sat, None, needed, false);
+        assert_eq!((alone.bytes, alone.price.as_deref()), (9 << 20, Some("45.00 EUR")));
+        // Each of five reads what is new; of payloads the fifth has nobody to share with.
+        let paired = command.row(&sat, None, needed, true);
+        assert_eq!((paired.bytes, paired.price.as_deref()), (9 << 20, Some("29.00 EUR")));
+        let peer = command.peer(None, needed);
+        assert_eq!((peer.bytes, peer.seconds, peer.price), (8 << 20, Some(9), None));
+        let text = table("1.0.1", 5, &[paired, command.peer(None, needed)]);
+        assert!(text.contains("anything else        peer                     8192"), "{text}");
+    }
 }

@@ -1,10 +1,10 @@
 //! Which carrier is used for a look or a fetch, and what it has carried.
 
 use super::{Effect, Outcome, State};
-use crate::update::links::{Choice, PEER, Table};
+use crate::update::links::{Choice, Table};
 use crate::update::policy;
 use crate::update::state::Phase;
-use formats::tariff::Verdict;
+use formats::tariff::{PEER, Verdict};
 
 impl State {
     /// Tells what time it is: seconds since 1970, milliseconds since the kernel started. The clock may be wrong; signed
