@@ -58,6 +58,12 @@ impl PushCmd {
     /// # Errors
     /// If the repository has no such announcement or several, or a file cannot be read or written.
     pub fn run(&self) -> Result<ExitCode> {
+        if !self.repo.join(names::ANNOUNCEMENTS).is_dir() {
+            bail!(
+                "{0} is no repository: `farhold publish RELEASE --repo {0}` makes one",
+                self.repo.display()
+            );
+        }
         let scope = match (&self.site, &self.device) {
             (Some(site), _) => Scope::site(site),
             (None, Some(device)) => Scope::device(device),
