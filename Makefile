@@ -124,13 +124,13 @@ test-all: test old-image pair-image ## and the ones that take longer
 	@$(MAKE) --no-print-directory image-$(OTHER)
 	time $(OTHER_VM_ENV) $(CARGO) test --release -p qemu-tests --features long $(OTHER_TESTS:%=--test %) -- --test-threads=1
 
-bench: PACKAGES += bmap-tools curl iproute2 util-linux rauc squashfs-tools nginx-light openssl
+bench: PACKAGES += bmap-tools curl iproute2 util-linux rauc squashfs-tools nginx-light openssl swupdate cpio
 bench: programs-x86_64 programs-arm64 image ## farhold beside its peers, with ratios
 	$(CARGO) bench -p image-builder --bench flash
 	$(CARGO) bench -p image-builder --bench bake
 	$(CARGO) bench -p image-builder --bench delta
 	$(VM_ENV) $(CARGO) test --release -p qemu-tests --test beside_rauc -- --ignored --nocapture
-	$(VM_ENV) $(CARGO) test --release -p qemu-tests --test bad_links bench -- --ignored --nocapture --test-threads=1
+	$(VM_ENV) $(CARGO) test --release -p qemu-tests --test bad_links --test links_beside_peers bench -- --ignored --nocapture --test-threads=1
 	$(CARGO) test --release -p agent --test ha_site bench -- --ignored --nocapture --test-threads=1
 
 check: ## formatting, lints, licences and advisories

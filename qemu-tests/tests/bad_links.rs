@@ -176,54 +176,6 @@ fn http_finishes_at_40_percent_loss_and_when_up_a_minute_in_ten() {
     }
 }
 
-/// Downloads a parcel with curl, which takes up what it has of a file, on the same link; gives the seconds.
-fn with_curl(parcel: &Parcel, options: &[&str]) -> f64 {
-    let namespaces = Namespaces::new(&farhold(), options).unwrap();
-    let address = format!("{NEAR}:8480");
-    let server = namespaces.command(1, &farhold());
-    let _serving = Serving::start(server, parcel.repository(), &["--http", &address]).unwrap();
-    let out = parcel.repository().join("curl");
-    let url = format!("http://{address}/{}", formats::repository::object(&parcel.object.id));
-    let insist = "until curl --silent --fail --speed-limit 1 --speed-time 60 -C - -o \"$1\" \"$2\"; do sleep 0.1; done";
-    let begun = Instant::now();
-    let mut command = namespaces.command(2, Path::new("sh"));
-    command.args(["-c", insist, "sh"]).arg(&out).arg(&url);
-    assert!(command.status().unwrap().success());
-    let seconds = begun.elapsed().as_secs_f64();
-    let length = std::fs::metadata(&out).unwrap().len();
-    assert_eq!(length, parcel.object.geometry.length());
-    std::fs::remove_file(&out).unwrap();
-    seconds
-}
-
-#[test]
-#[ignore = "a benchmark, for `make bench`"]
-fn bench_http_beside_curl() {
-    // Where next to nothing gets through, less is enough to see it.
-    let cases: [(usize, &[&str]); 8] = [
-        (512, &["--rate", "64kbit", "--scale", "10", "--seed", "1"]),
-        (512, &["--rate", "64kbit", "--delay", "600ms", "--scale", "10", "--seed", "1"]),
-        (512, &["--rate", "64kbit", "--delay", "1.5s", "--scale", "10", "--seed", "1"]),
-        (512, &["--rate", "64kbit", "--loss", "5%", "--scale", "10", "--seed", "1"]),
-        (512, &["--rate", "64kbit", "--loss", "20%", "--scale", "10", "--seed", "1"]),
-        (512, &["--rate", "64kbit", "--up", "60s/10min", "--scale", "60", "--seed", "1"]),
-        (96, &["--rate", "2400bit", "--scale", "50", "--seed", "1"]),
-        (48, &["--rate", "64kbit", "--loss", "40%", "--scale", "10", "--seed", "1"]),
-    ];
-    println!("KiB over HTTP: seconds with curl -C -, with farhold-agent, goodput beside curl's");
-    for (kib, options) in cases {
-        let parcel = Parcel::new(kib << 10, BlockSize::KIB_64).unwrap();
-        let curl = with_curl(&parcel, options);
-        let ours = over_http(&parcel, options);
-        let (seconds, ratio) = (ours.seconds, curl / ours.seconds);
-        println!(
-            "{kib:4} {:50} {curl:7.1} {seconds:7.1} {ratio:6.2}, {} bytes paid",
-            options.join(" "),
-            ours.paid
-        );
-    }
-}
-
 #[test]
 #[ignore = "a benchmark, for `make bench`"]
 fn bench_serial_beside_the_raw_line() {

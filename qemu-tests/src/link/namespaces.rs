@@ -1,6 +1,10 @@
 //! Two network namespaces of an ordinary user, joined by `farhold lab link` on two TAP devices.
 
+use super::pipe::Counts;
+use super::run::Both;
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -44,8 +48,8 @@ impl Namespaces {
         }
         ensure!(line.trim() == "ready", "no network namespaces here: see what `unshare` or `ip` said above");
         let mut command = inside(&holder, farhold.as_os_str());
-        command.args(["lab", "link", "--tap", "tap1", "tap2"]).args(options);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(["lab", "link", "--json", "--tap", "tap1", "tap2"]).args(options);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut link = command.spawn().context("start farhold lab link")?;
         let mut said = BufReader::new(link.stderr.take().context("hear farhold lab link")?);
         line.clear();
@@ -65,6 +69,26 @@ impl Namespaces {
         command.env("NO_PROXY", "*").env("no_proxy", "*");
         command
     }
+
+    /// Ends the link; gives what became of its packets from the first namespace to the second, and back.
+    ///
+    /// # Errors
+    /// If it ended before.
+    pub fn end(mut self) -> Result<Both> {
+        kill(Pid::from_raw(i32::try_from(self.link.id())?), Signal::SIGINT).context("end the link")?;
+        let out = self.link.stdout.take().context("hear farhold lab link")?;
+        let said = std::io::read_to_string(out).context("hear farhold lab link")?;
+        let Counted { there, back } =
+            serde_json::from_str(&said).with_context(|| format!("farhold lab link says `{said}`"))?;
+        Ok([there, back])
+    }
+}
+
+/// What `farhold lab link --json` says.
+#[derive(serde::Deserialize)]
+struct Counted {
+    there: Counts,
+    back: Counts,
 }
 
 fn inside(holder: &Child, program: &std::ffi::OsStr) -> Command {

@@ -11,7 +11,7 @@ use std::collections::BinaryHeap;
 const HELD_BACK_US: u64 = 20_000;
 
 /// What became of packets so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counts {
     /// Packets that came in.
     pub packets: u64,
