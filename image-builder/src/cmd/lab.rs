@@ -2,6 +2,7 @@
 //! words.
 
 mod link;
+mod push;
 mod show;
 mod up;
 
@@ -37,8 +38,10 @@ enum Action {
     Fault(FaultCmd),
     /// Powers on a node, or all that are off.
     Start(StartCmd),
-    /// Joins two ends by a bad link: slow, late, lossy, down most of the time.
+    /// Makes the nodes' network a bad link, or joins two other ends by one: slow, late, lossy, down most of the time.
     Link(Box<link::LinkCmd>),
+    /// Lets the nodes take a release from this machine, and shows how it goes.
+    Push(push::PushCmd),
     /// Ends the site and removes its disks.
     Down(SiteArgs),
 }
@@ -154,6 +157,7 @@ impl LabCmd {
             Action::Fault(fault) => fault.run(),
             Action::Start(start) => start.run(),
             Action::Link(link) => link.run(),
+            Action::Push(push) => push.run(),
             Action::Down(site) => {
                 site.open()?.down()?;
                 Ok(ExitCode::SUCCESS)

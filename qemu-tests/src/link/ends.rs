@@ -1,5 +1,6 @@
 //! What a link ends in: a TAP device, a UDP socket, a stream (a TCP connection or a pseudo-terminal).
 
+use super::framed::Framed;
 use super::tap;
 use anyhow::{Context, Result};
 use nix::pty::{OpenptyResult, openpty};
@@ -18,6 +19,8 @@ pub enum End {
     Tap(File),
     /// Datagrams; without a peer, whoever sends first is it.
     Udp(UdpSocket, Option<SocketAddr>),
+    /// Packets of a machine's network.
+    Framed(Framed),
     /// A TCP connection.
     Tcp(TcpStream),
     /// Our side of a pseudo-terminal; the other side is held open, so that its users may come and go.
@@ -79,7 +82,7 @@ impl End {
     /// Whether it carries a stream of bytes, not packets.
     pub fn stream(&self) -> bool {
         match self {
-            Self::Tap(_) | Self::Udp(..) => false,
+            Self::Tap(_) | Self::Udp(..) | Self::Framed(_) => false,
             Self::Tcp(_) | Self::Terminal(..) => true,
         }
     }
@@ -89,6 +92,7 @@ impl End {
         match self {
             Self::Tap(file) | Self::Terminal(file, _) => file.as_fd(),
             Self::Udp(socket, _) => socket.as_fd(),
+            Self::Framed(framed) => framed.fd(),
             Self::Tcp(stream) => stream.as_fd(),
         }
     }
@@ -101,6 +105,7 @@ impl End {
         let read = match self {
             Self::Tap(file) | Self::Terminal(file, _) => file.read(buffer),
             Self::Tcp(stream) => stream.read(buffer),
+            Self::Framed(framed) => framed.read(buffer),
             Self::Udp(socket, peer) => socket.recv_from(buffer).map(|(n, from)| {
                 peer.get_or_insert(from);
                 n
@@ -124,6 +129,7 @@ impl End {
         let written = match self {
             Self::Tap(file) | Self::Terminal(file, _) => file.write(bytes),
             Self::Tcp(stream) => stream.write(bytes),
+            Self::Framed(framed) => framed.write(bytes),
             Self::Udp(socket, Some(peer)) => socket.send_to(bytes, *peer),
             Self::Udp(_, None) => Ok(bytes.len()),
         };

@@ -168,7 +168,7 @@ impl Link {
     /// Packets are always taken; a stream waits while the line has enough.
     fn wants(&self, channel: &Channel, side: usize, now_us: u64) -> bool {
         let room = match &channel.ends[side] {
-            End::Tap(_) | End::Udp(..) => true,
+            End::Tap(_) | End::Udp(..) | End::Framed(_) => true,
             End::Tcp(_) => self.pipes[side].has_room(now_us),
             End::Terminal(..) => channel.kept[side].len() < KEPT / PIECE,
         };
@@ -268,6 +268,11 @@ impl Running {
     /// What became of packets, there and back.
     pub fn counts(&self) -> Both {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it ended by itself, as it does when an end is gone.
+    pub fn ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 

@@ -1,21 +1,30 @@
 //! `farhold lab link`: a bad link between two ends, until it is interrupted.
 
+use super::SiteArgs;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use qemu_tests::link::ends::End;
 use qemu_tests::link::pipe::Counts;
-use qemu_tests::link::run::{Both, Link};
+use qemu_tests::link::run::{Both, Link, Running};
 use qemu_tests::link::shape::{Outage, Shape};
+use qemu_tests::link::uplink::Uplink;
 use qemu_tests::link::words;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
-/// Joins two ends by a bad link in user space, until it is interrupted.
+/// Makes the network between the lab's nodes and this machine slow, late and lossy, until it is interrupted; or joins two other ends by such a link.
 #[derive(Args)]
 pub struct LinkCmd {
+    #[command(flatten)]
+    site: SiteArgs,
+    /// Only this node's network [default: that of every node that runs, each with a link of its own].
+    #[arg(long, conflicts_with = "Ends")]
+    node: Option<String>,
     #[command(flatten)]
     ends: Ends,
     #[command(flatten)]
@@ -32,7 +41,7 @@ pub struct LinkCmd {
 }
 
 #[derive(Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct Ends {
     /// Two TAP devices, made here if they are not there: needs root, or a namespace of one's own.
     #[arg(long, num_args = 2, value_names = ["TAP", "TAP"])]
@@ -82,6 +91,13 @@ struct ShapeArgs {
     seed: u64,
 }
 
+impl Ends {
+    /// Whether there are other ends than the lab's.
+    fn any(&self) -> bool {
+        self.pty || self.tap.is_some() || self.udp.is_some() || self.tcp.is_some()
+    }
+}
+
 impl ShapeArgs {
     fn shape(&self) -> Shape {
         Shape {
@@ -110,35 +126,75 @@ impl LinkCmd {
         if !(0.01..=10_000.0).contains(&self.scale) {
             bail!("--scale is {}, but must be 0.01 to 10000", self.scale);
         }
-        let (link, said) = self.link()?;
-        eprintln!("{said} (Ctrl-C ends it)");
-        let running = link.spawn();
+        let links = self.links()?;
         let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg}")?);
+        let show = || {
+            bar.set_message(links.iter().map(Joined::words).collect::<Vec<_>>().join(" | "));
+            bar.tick();
+        };
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a loop")?;
         runtime.block_on(async {
+            let mut ended = signal(SignalKind::terminate()).context("hear signals")?;
             let mut left = self.seconds.map(|seconds| seconds.saturating_mul(2));
-            while left != Some(0) {
+            while left != Some(0) && !links.iter().all(|link| link.running.ended()) {
                 tokio::select! {
                     interrupted = tokio::signal::ctrl_c() => return interrupted.context("wait for an interrupt"),
+                    _ = ended.recv() => return Ok(()),
                     () = tokio::time::sleep(Duration::from_millis(500)) => {}
                 }
-                bar.set_message(describe(&running.counts()));
-                bar.tick();
+                show();
                 left = left.map(|left| left - 1);
             }
             Ok(())
         })?;
         bar.finish_and_clear();
-        let counts = running.counts();
-        drop(running);
         let text = if self.json {
-            serde_json::json!({ "there": counts[0], "back": counts[1] }).to_string()
+            let counted = |link: &Joined| {
+                let [there, back] = link.running.counts();
+                (link.node.clone(), serde_json::json!({ "there": there, "back": back }))
+            };
+            match self.ends.any() {
+                true => links.first().map(|link| counted(link).1.to_string()).unwrap_or_default(),
+                false => serde_json::json!(links.iter().map(counted).collect::<BTreeMap<_, _>>()).to_string(),
+            }
         } else {
-            describe(&counts)
+            links.iter().map(Joined::words).collect::<Vec<_>>().join("\n")
         };
         writeln!(std::io::stdout(), "{text}").context("write to standard output")?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Begins to carry.
+    fn links(&self) -> Result<Vec<Joined>> {
+        if self.ends.any() {
+            let (link, said) = self.link()?;
+            eprintln!("{said} (Ctrl-C ends it)");
+            return Ok(vec![Joined { node: String::new(), running: link.spawn(), _uplink: None }]);
+        }
+        let site =
+            self.site.open().context("without --tap, --udp, --tcp or --pty it is the lab's network")?;
+        let mut links = Vec::new();
+        for (name, number) in site.nodes().iter().zip(0..) {
+            let vm = site.vm(Some(name))?;
+            let asked = self.node.as_ref().map_or(vm.process()?.is_some(), |node| node == name);
+            if !asked {
+                continue;
+            }
+            let (uplink, machine, host) = Uplink::take(&vm)?;
+            // Every node has its own luck.
+            let shape = Shape { seed: self.shape.seed.wrapping_add(number), ..self.shape.shape() };
+            let mut link = Link::new(shape, shape.back(), self.scale);
+            link.join(host, machine);
+            links.push(Joined { node: name.clone(), running: link.spawn(), _uplink: Some(uplink) });
+        }
+        if links.is_empty() {
+            site.vm(self.node.as_deref())?;
+            bail!("every node of {} is off; `farhold lab start` powers them on", site.folder().display());
+        }
+        let names: Vec<&str> = links.iter().map(|link| link.node.as_str()).collect();
+        eprintln!("{} behind the link until this ends (Ctrl-C); `there` is to the node", names.join(", "));
+        Ok(links)
     }
 
     fn link(&self) -> Result<(Link, String)> {
@@ -171,6 +227,22 @@ impl LinkCmd {
             format!("{} and {} are joined", a_path.display(), b_path.display())
         };
         Ok((link, said))
+    }
+}
+
+/// A link that carries; what it was put into is as before when this ends.
+struct Joined {
+    /// Node of the lab; empty for other ends.
+    node: String,
+    running: Running,
+    _uplink: Option<Uplink>,
+}
+
+impl Joined {
+    fn words(&self) -> String {
+        let counts = describe(&self.running.counts());
+        let gone = if self.running.ended() { ", ended" } else { "" };
+        if self.node.is_empty() { counts } else { format!("{}: {counts}{gone}", self.node) }
     }
 }
 
