@@ -231,9 +231,11 @@ fn introduce(party: &Party) -> Result<ExitCode> {
     print(&format!("{value}\n"))
 }
 
-/// Prints to standard output.
+/// Prints to standard output; whoever stops reading has seen enough.
 pub fn print(text: &str) -> Result<ExitCode> {
-    std::io::stdout().write_all(text.as_bytes())?;
-    std::io::stdout().flush()?;
-    Ok(ExitCode::SUCCESS)
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        Ok(()) | Err(_) => Ok(ExitCode::SUCCESS),
+    }
 }

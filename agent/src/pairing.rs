@@ -104,6 +104,9 @@ impl Pair {
                 print(&if json { format!("{value:#}\n") } else { format!("{text}\n") })
             }
             PairCommand::Cancel => {
+                if !places.folder.exists() {
+                    return print("No pairing is under way here, and none was.\n");
+                }
                 if self.request.exists() {
                     std::fs::remove_file(&self.request)
                         .with_context(|| format!("remove {}", self.request.display()))?;

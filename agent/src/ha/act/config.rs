@@ -8,6 +8,7 @@ use crate::ha::settings::Settings;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -169,13 +170,26 @@ fn kine() -> String {
     "kine".to_owned()
 }
 
+/// What to do where there is no configuration.
+fn hint(path: &Path) -> &'static str {
+    let kind = std::fs::metadata(path).err().map(|error| error.kind());
+    if kind == Some(ErrorKind::NotFound) {
+        ": this node is not one of a pair; `farhold-agent pair first` or `pair second` makes it one"
+    } else if kind == Some(ErrorKind::PermissionDenied) {
+        " as root"
+    } else {
+        ""
+    }
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// If it is absent, too long, or says something that cannot be.
     pub fn read(path: &Path) -> Result<Self> {
-        let size = std::fs::metadata(path).with_context(|| format!("read {}", path.display()))?.len();
+        let size =
+            std::fs::metadata(path).with_context(|| format!("read {}{}", path.display(), hint(path)))?.len();
         ensure!(
             size <= FILE_MAX,
             "read {}: it has {size} bytes, at most {FILE_MAX} are read",

@@ -155,8 +155,9 @@ pub fn ask(run: &Path, ask: Ask) -> Result<Value> {
         }
     }
     let path = run.join("control");
-    let mut stream = std::os::unix::net::UnixStream::connect(&path)
-        .with_context(|| format!("connect to {}: does `ha run` run?", path.display()))?;
+    let mut stream = std::os::unix::net::UnixStream::connect(&path).with_context(|| {
+        format!("ask the pair's process at {} (`systemctl status farhold-ha`)", path.display())
+    })?;
     stream.set_read_timeout(Some(PATIENCE)).context("set a time limit")?;
     let question = Question { ask, who: login() };
     let question = serde_json::to_string(&question).context("encode a question")?;

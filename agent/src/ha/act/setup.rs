@@ -123,12 +123,13 @@ fn in_loop<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 pub fn add_site(state: PathBuf, run: PathBuf, site: Number, nodes: &[String]) -> Result<Party> {
     let identity =
         if state.join("key").exists() { Identity::open(&state)? } else { Identity::create(&state)? };
-    let nodes = nodes.iter().map(|node| node_key(node)).collect::<Result<_>>()?;
+    let read = |node: &String| node_key(node).with_context(|| format!("understand --node {node}"));
+    let nodes = nodes.iter().map(read).collect::<Result<_>>()?;
     let voter = add(&Folders { state, run, counters: None }, site, nodes)?;
     Ok(Party { voter, key: identity.public() })
 }
 
 fn node_key(text: &str) -> Result<NodeKey> {
-    let (voter, key) = text.split_once(':').with_context(|| format!("{text:?} must be NUMBER:KEY"))?;
+    let (voter, key) = text.split_once(':').context("it must be NUMBER:KEY, as `ha init` prints them")?;
     Ok(NodeKey { voter: voter.parse()?, key: key.parse()? })
 }
