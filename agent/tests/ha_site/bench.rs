@@ -42,7 +42,7 @@ pub fn outages() {
     let (mut kills, mut partitions, mut hand_overs) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..3 * times {
         clients.wait_for_acks(30, LONG);
-        let other = if primary == Node::A { Node::B } else { Node::A };
+        let other = primary.other();
         let outage = match turn % 3 {
             0 => {
                 site.kill(primary);

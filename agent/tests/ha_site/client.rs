@@ -28,11 +28,16 @@ pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
 }
 
-pub async fn connect() -> Result<Client, tokio_postgres::Error> {
+/// How a client reaches its node's port.
+pub fn config() -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
     config.host("127.0.0.1").port(5000).user("kine").dbname("kine").password(variable("FARHOLD_HA_PASSWORD"));
     config.connect_timeout(Duration::from_secs(2));
-    let (client, connection) = config.connect(NoTls).await?;
+    config
+}
+
+pub async fn connect() -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = config().connect(NoTls).await?;
     tokio::spawn(async move { drop(connection.await) });
     Ok(client)
 }
@@ -48,6 +53,9 @@ pub fn work() {
             "relay" => super::relay::work(&variable("FARHOLD_HA_RELAY")).await,
             "year" => year().await,
             "cancel" => cancel().await,
+            "idle" => super::port::idle().await,
+            "guests" => super::port::guests().await,
+            "segments" => segments().await,
             "table" => connect().await.unwrap().batch_execute(TABLE).await.unwrap(),
             other => panic!("{other}"),
         }
@@ -73,6 +81,20 @@ async fn cancel() {
     println!("WAITS AFTER CANCEL");
     write.await.unwrap();
     println!("COMMITTED");
+}
+
+/// As weeks of writes: so many segments of the log are begun, and a checkpoint lets go of those that nobody may keep. Directly
+/// at the server, as its owner.
+async fn segments() {
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(variable("FARHOLD_HA_SOCKET")).port(5432).user("farhold").dbname("postgres");
+    let (client, connection) = config.connect(NoTls).await.unwrap();
+    tokio::spawn(async move { drop(connection.await) });
+    for _ in 0..variable("FARHOLD_HA_SEGMENTS").parse().unwrap() {
+        let next = "SELECT pg_logical_emit_message(false, 'test', 'x'), pg_switch_wal()";
+        client.batch_execute(next).await.unwrap();
+    }
+    client.batch_execute("CHECKPOINT").await.unwrap();
 }
 
 /// The year that the database's own clock shows.

@@ -2,7 +2,6 @@
 
 use super::site::{Node, Plan, Site};
 use nix::sys::signal::Signal;
-use serde_json::Value;
 use std::io::Write;
 use std::time::Duration;
 
@@ -20,6 +19,48 @@ fn a_primary_whose_database_hangs_loses_its_role() {
     clients.wait_for_more(20, LONG);
     site.signal_server(Node::A, Signal::SIGCONT);
     site.wait_paired(LONG);
+    site.prove(clients);
+}
+
+/// kill -9 of every kind of process there is, one after the other, of whoever has the role at that moment.
+#[test]
+fn every_process_is_killed_in_turn() {
+    let mut site = Site::paired_quickly("processes");
+    let mut clients = site.clients(2);
+    let of_primary = ["checkpointer", "background writer", "walwriter", "walsender", ": kine kine"];
+    let of_standby = ["startup recovering", "walreceiver"];
+    let titled =
+        of_primary.map(|title| (true, title)).into_iter().chain(of_standby.map(|title| (false, title)));
+    for (of_primary, title) in titled {
+        clients.wait_for_acks(10, LONG);
+        let primary = site.primary(LONG);
+        let node = if of_primary { primary } else { primary.other() };
+        let hit = site.signal_titled(node, title, Signal::SIGKILL);
+        assert!(hit > 0, "{node:?} has no process `{title}`");
+        clients.wait_for_more(20, LONG);
+        site.wait_paired(LONG);
+        println!("{title} of {node:?}: {} writes acknowledged so far", clients.acks());
+    }
+    for of_primary in [true, false] {
+        let role = |site: &Site| {
+            let primary = site.primary(LONG);
+            if of_primary { primary } else { primary.other() }
+        };
+        clients.wait_for_acks(10, LONG);
+        site.kill_server(role(&site));
+        clients.wait_for_more(20, LONG);
+        site.wait_paired(LONG);
+        // The agent alone: its server stays behind, and the next agent stops it before anything else.
+        let node = role(&site);
+        site.signal_agent(node, Signal::SIGKILL);
+        site.take_last(node).1.wait().unwrap();
+        clients.wait_for_more(20, LONG);
+        site.start(node);
+        site.wait_paired(LONG);
+    }
+    site.kill(Node::W);
+    clients.wait_for_more(20, LONG);
+    site.start(Node::W);
     site.prove(clients);
 }
 
@@ -120,12 +161,8 @@ fn all_off_and_on_in_every_order() {
 }
 
 fn small(node: Node) -> Plan {
-    let tweak = |_, config: &mut Value| {
-        for (name, value) in [("max_wal_size", "64MB"), ("min_wal_size", "32MB"), ("wal_keep_size", "0")] {
-            config["postgres"]["settings"][name] = value.into();
-        }
-    };
-    Plan { small_disk: Some((node, 400)), tweak: Box::new(tweak), ..Plan::quick() }
+    let settings = &[("max_wal_size", "64MB"), ("min_wal_size", "32MB"), ("wal_keep_size", "0")];
+    Plan { small_disk: Some((node, 400)), ..Plan::quick().with_settings(settings) }
 }
 
 /// Writes until nothing more fits.
@@ -141,8 +178,7 @@ fn full_disk(name: &str, full: Node) {
     let mut clients = site.clients(2);
     clients.wait_for_acks(20, LONG);
     fill(&site, full);
-    let other = if full == Node::A { Node::B } else { Node::A };
-    site.wait_alone(other, LONG);
+    site.wait_alone(full.other(), LONG);
     clients.wait_for_more(30, LONG);
     // It lives, says what is wrong, and has learned that it lost its role.
     site.wait(full, LONG, |status| status["troubles"]["disk"].is_string() && status["mode"] == "solo");
@@ -162,19 +198,10 @@ fn a_full_disk_of_the_standby_does_not_stop_writes() {
     full_disk("fullstandby", Node::B);
 }
 
-fn traced(inject: &str) -> Plan {
-    // Without the filter every call of every process would wait for strace.
-    let calls =
-        ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"];
-    let inject = format!("inject=fsync,fdatasync:{inject}");
-    let words = calls.into_iter().map(str::to_owned).chain([inject]).collect();
-    Plan { wrap: Some((Node::A, words)), ..Plan::default() }
-}
-
 /// Each flush of the primary takes 200 ms longer: slow, but no reason for anything.
 #[test]
 fn a_slow_disk_is_no_lost_disk() {
-    let site = Site::with("slowdisk", traced("delay_enter=200000"));
+    let site = Site::with("slowdisk", Plan::default().slow_disk(Node::A, Duration::from_millis(200)));
     let mut clients = site.clients(2);
     clients.wait_for_acks(20, LONG);
     let before = site.status(Node::A).unwrap()["epoch"].clone();

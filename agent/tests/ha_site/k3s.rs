@@ -285,7 +285,7 @@ fn steps_down(site: &mut Site) {
     let done = command.output().unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success() && said.contains("the other node goes on alone"), "{said}");
-    let other = if standby == Node::A { Node::B } else { Node::A };
+    let other = standby.other();
     site.wait(other, LONG, |status| status["mode"] == "solo" && status["is_primary"] == true);
     let mut stay = site.net.as_user(standby, agent());
     assert!(

@@ -1,6 +1,7 @@
 //! Links that are cut, slow or lossy. Where two voters still talk, one of them in sync, writes go on; nothing is ever lost.
 
 use super::site::{Node, Plan, Site};
+use serde_json::json;
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(180);
@@ -85,6 +86,35 @@ fn a_delay_of_half_a_second_on_every_link() {
     site.start(Node::A);
     site.wait_paired(LONG);
     clients.wait_for_more(10, LONG);
+    site.prove(clients);
+}
+
+/// What was said once is said again and again, by whoever stands between: it neither keeps a dead node alive nor gives a role
+/// back.
+#[test]
+fn what_is_said_again_later_changes_nothing() {
+    let plan = Plan { delay_ms: Some(1), replays: true, ..Plan::quick() };
+    let mut site = Site::with("replays", plan);
+    let mut clients = site.clients(2);
+    clients.wait_for_acks(20, LONG);
+    for node in [Node::B, Node::A] {
+        site.switch_over(site.primary(LONG), LONG);
+        // The dead node's words go on.
+        site.kill(node);
+        site.wait_alone(node.other(), LONG);
+        site.wait_deaf(node.other(), Duration::from_secs(4));
+        clients.wait_for_more(30, LONG);
+        site.start(node);
+        site.wait_paired(LONG);
+    }
+    clients.wait_for_more(100, LONG);
+    for node in [Node::A, Node::B] {
+        assert_eq!(
+            site.status(node).unwrap()["two_machines_speak_as"],
+            json!([]),
+            "what was repeated looks like a clone"
+        );
+    }
     site.prove(clients);
 }
 

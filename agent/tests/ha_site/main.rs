@@ -17,6 +17,7 @@ mod operators;
 mod pairing;
 mod paths;
 mod plan;
+mod port;
 mod refused;
 mod relay;
 mod site;

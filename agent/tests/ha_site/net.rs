@@ -1,4 +1,5 @@
-//! The site's network: one namespace per party on a bridge, all inside one user namespace of an ordinary user.
+//! The site's network: one namespace per party on a bridge, all inside one user namespace of an ordinary user. A second
+//! bridge stands for a second cable, which is never cut.
 
 use super::site::Node;
 use std::io::{BufRead, BufReader};
@@ -7,10 +8,11 @@ use std::process::{Child, Command, Stdio};
 
 /// Sets up everything, says so, and waits until it is killed.
 const SETUP: &str = "set -e; mount -t tmpfs t /run; mkdir /run/netns; ip link set lo up; \
-    ip link add br0 type bridge; ip link set br0 up; \
-    for n in 1 2 3 4; do ip netns add n$n; ip link add v$n type veth peer name eth0 netns n$n; \
-    ip link set v$n master br0 up; ip netns exec n$n ip addr add 10.77.0.$n/24 dev eth0; \
-    ip netns exec n$n ip link set eth0 up; ip netns exec n$n ip link set lo up; done; echo ready; exec sleep 100000";
+    for c in 0 1; do ip link add br$c type bridge; ip link set br$c up; done; \
+    for n in 1 2 3 4; do ip netns add n$n; ip netns exec n$n ip link set lo up; \
+    for c in 0 1; do ip link add v$c$n type veth peer name eth$c netns n$n; ip link set v$c$n master br$c up; \
+    ip netns exec n$n ip addr add 10.7$((7 + c)).0.$n/24 dev eth$c; ip netns exec n$n ip link set eth$c up; done; done; \
+    echo ready; exec sleep 100000";
 
 pub struct Net {
     holder: Child,

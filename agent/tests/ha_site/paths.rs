@@ -78,6 +78,35 @@ fn a_serial_cable_prevents_a_false_alarm() {
     site.prove(clients);
 }
 
+/// Two network cables between the nodes: while one is cut, messages and streams take the other, and the pair is in sync.
+#[test]
+fn a_second_cable_carries_the_pair() {
+    let tweak = |node: Node, config: &mut Value| {
+        config["listen"] = "0.0.0.0:7600".into();
+        if let Some(addresses) = config.pointer_mut("/peer/addresses").and_then(Value::as_array_mut) {
+            addresses.push(format!("{}:7600", node.other().second_address()).into());
+        }
+    };
+    let site = Site::with("cables", Plan { tweak: Box::new(tweak), ..Plan::quick() });
+    let mut clients = site.clients(2);
+    clients.wait_for_acks(20, LONG);
+    site.net.part(Node::A, Node::B);
+    clients.wait_for_more(50, LONG);
+    site.wait_paired(LONG);
+    clients.wait_for_more(50, LONG);
+    for node in [Node::A, Node::B] {
+        let status = site.status(node).unwrap();
+        assert!(status["peer_heard_ms"].as_u64().is_some_and(|ms| ms < 2_000), "{status}");
+    }
+    // Roles change over it, too.
+    site.switch_over(site.primary(LONG), LONG);
+    clients.wait_for_more(50, LONG);
+    site.net.heal();
+    clients.wait_for_more(20, LONG);
+    site.wait_paired(LONG);
+    site.prove(clients);
+}
+
 /// Whatever noise the cable makes, and even cut off from everything else: no vote goes over it.
 #[test]
 fn a_serial_cable_carries_no_vote() {

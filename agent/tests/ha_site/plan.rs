@@ -1,6 +1,7 @@
 //! The parties of a site, and how a site may differ from an ordinary one.
 
 use serde_json::{Value, json};
+use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Node {
@@ -26,6 +27,16 @@ impl Node {
     pub fn address(self) -> String {
         format!("10.77.0.{}", self.number())
     }
+
+    /// At the second cable.
+    pub fn second_address(self) -> String {
+        format!("10.78.0.{}", self.number())
+    }
+
+    /// The other node of the pair.
+    pub fn other(self) -> Self {
+        if self == Self::A { Self::B } else { Self::A }
+    }
 }
 
 /// Changes a node's configuration.
@@ -47,6 +58,8 @@ pub struct Plan {
     pub small_disk: Option<(Node, u32)>,
     /// Every message and stream takes so long on its way.
     pub delay_ms: Option<u64>,
+    /// With a delay: messages that arrived once arrive again and again.
+    pub replays: bool,
 }
 
 impl Default for Plan {
@@ -59,6 +72,7 @@ impl Default for Plan {
             wrap: None,
             small_disk: None,
             delay_ms: None,
+            replays: false,
         }
     }
 }
@@ -69,5 +83,25 @@ impl Plan {
         let times = json!({ "peer_lost_ms": 1000, "retry_ms": 300, "stale_ms": 2000, "rejoin_pause_ms": 100,
             "hand_over_ms": 5000 });
         Self { times, ..Self::default() }
+    }
+
+    /// Each flush of this node takes so much longer.
+    pub fn slow_disk(self, node: Node, delay: Duration) -> Self {
+        // Without the filter every call of every process would wait for strace.
+        let calls =
+            ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"];
+        let inject = format!("inject=fsync,fdatasync:delay_enter={}", delay.as_micros());
+        let words = calls.into_iter().map(str::to_owned).chain([inject]).collect();
+        Self { wrap: Some((node, words)), ..self }
+    }
+
+    /// More settings of the databases.
+    pub fn with_settings(self, settings: &'static [(&'static str, &'static str)]) -> Self {
+        let tweak = move |_, config: &mut Value| {
+            for (name, value) in settings {
+                config["postgres"]["settings"][*name] = (*value).into();
+            }
+        };
+        Self { tweak: Box::new(tweak), ..self }
     }
 }

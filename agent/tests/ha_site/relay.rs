@@ -1,4 +1,5 @@
 //! A slow link: datagrams and streams go on after a while. There is no `netem` here, so a process stands between the parties.
+//! It can also say again and again what was said once.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -10,20 +11,28 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-/// Runs until it is killed: `LISTEN,TARGET,MILLISECONDS`.
+/// Between two repetitions of something old.
+const AGAIN: Duration = Duration::from_millis(10);
+/// How many datagrams are kept for it.
+const KEPT: usize = 2_000;
+
+/// Runs until it is killed: `LISTEN,TARGET,MILLISECONDS,WHETHER TO REPEAT`.
 pub async fn work(ways: &str) {
-    let [listen, target, delay] = *ways.split(',').collect::<Vec<_>>() else { panic!("{ways}") };
+    let [listen, target, delay, replays] = *ways.split(',').collect::<Vec<_>>() else { panic!("{ways}") };
     let (listen, target): (SocketAddr, SocketAddr) = (listen.parse().unwrap(), target.parse().unwrap());
     let delay = Duration::from_millis(delay.parse().unwrap());
-    tokio::join!(datagrams(listen, target, delay), streams(listen, target, delay));
+    let again = (replays == "true").then_some(AGAIN);
+    tokio::join!(datagrams(listen, target, (delay, again)), streams(listen, target, delay));
 }
 
 /// There and back, each way late; answers go to whoever spoke last.
-async fn datagrams(listen: SocketAddr, target: SocketAddr, delay: Duration) {
+async fn datagrams(listen: SocketAddr, target: SocketAddr, (delay, again): (Duration, Option<Duration>)) {
     let near = UdpSocket::bind(listen).await.unwrap();
     let far = UdpSocket::bind(SocketAddr::new(listen.ip(), 0)).await.unwrap();
     let (mut asker, mut waiting) = (None, VecDeque::<(Instant, bool, Vec<u8>)>::new());
     let (mut there, mut back) = ([0; 2048], [0; 2048]);
+    let (mut old, mut turn) = (Vec::<(bool, Vec<u8>)>::new(), 0);
+    let mut repeat = tokio::time::interval(again.unwrap_or(Duration::from_secs(3600)));
     loop {
         let due = waiting.front().map_or_else(|| Instant::now() + Duration::from_secs(60), |(at, ..)| *at);
         tokio::select! {
@@ -37,6 +46,14 @@ async fn datagrams(listen: SocketAddr, target: SocketAddr, delay: Duration) {
             () = sleep_until(due) => if let Some((_, outward, bytes)) = waiting.pop_front() {
                 // A datagram that nobody takes is lost, as on any link.
                 drop(if outward { far.send_to(&bytes, target).await } else { near.send_to(&bytes, asker.unwrap()).await });
+                if again.is_some() && old.len() < KEPT {
+                    old.push((outward, bytes));
+                }
+            },
+            _ = repeat.tick() => if !old.is_empty() {
+                turn = (turn + 1) % old.len();
+                let (outward, bytes) = &old[turn];
+                drop(if *outward { far.send_to(bytes, target).await } else { near.send_to(bytes, asker.unwrap()).await });
             },
         }
     }

@@ -55,6 +55,14 @@ impl Site {
 
     /// The same with whatever else differs.
     pub fn with(name: &str, plan: Plan) -> Self {
+        let site = Self::joining(name, plan);
+        site.wait_paired(Duration::from_secs(300));
+        site.make_table();
+        site
+    }
+
+    /// The same at the moment at which A was told to take B in.
+    pub fn joining(name: &str, plan: Plan) -> Self {
         let mut site = Self::empty(name, plan);
         let a = site.enrol(Node::A, &["--first"]);
         let b = site.enrol(Node::B, &[]);
@@ -65,8 +73,6 @@ impl Site {
         site.parties().into_iter().for_each(|node| site.start(node));
         site.wait(Node::A, Duration::from_secs(60), |status| status["phase"] == "Alone(Apart)");
         site.ha(Node::A, &["apply"]);
-        site.wait_paired(Duration::from_secs(300));
-        site.make_table();
         site
     }
 
@@ -108,8 +114,8 @@ impl Site {
         let Some(delay) = self.plan.delay_ms else { return };
         for node in [Node::A, Node::B] {
             for other in Node::ALL.into_iter().filter(|other| *other != node) {
-                let ways =
-                    format!("{}:{},{}:7600,{delay}", node.address(), relay_port(other), other.address());
+                let (own, replays) = (node.address(), self.plan.replays);
+                let ways = format!("{own}:{},{}:7600,{delay},{replays}", relay_port(other), other.address());
                 let mut command = self.worker(node, "relay");
                 let relay = command.env("FARHOLD_HA_RELAY", ways).stdout(Stdio::null()).spawn().unwrap();
                 self.relays.push(relay);
@@ -157,8 +163,7 @@ impl Site {
 
     /// A node of the ordinary pair.
     pub fn configure(&self, node: Node, peer: Option<&Value>, witness: Option<&Value>) -> PathBuf {
-        let other = if node == Node::A { Node::B } else { Node::A };
-        let peer = peer.map(|peer| ("peer", other, peer));
+        let peer = peer.map(|peer| ("peer", node.other(), peer));
         let witness = witness.map(|witness| ("witness", Node::W, witness));
         self.configure_as(node, &peer.into_iter().chain(witness).collect::<Vec<_>>())
     }
@@ -245,15 +250,15 @@ impl Site {
         processes(|pid| std::fs::read_link(pid.join("cwd")).is_ok_and(|cwd| cwd == data), signal);
     }
 
-    /// A signal to the one process of a node's database whose title has this word.
-    pub fn signal_titled(&self, node: Node, title: &str, signal: Signal) {
+    /// A signal to the processes of a node's database whose title has this word; how many there were.
+    pub fn signal_titled(&self, node: Node, title: &str, signal: Signal) -> usize {
         let data = self.home(node).join("data");
         let chosen = |pid: &Path| {
             let line = std::fs::read(pid.join("cmdline")).unwrap_or_default();
             std::fs::read_link(pid.join("cwd")).is_ok_and(|cwd| cwd == data)
                 && String::from_utf8_lossy(&line).contains(title)
         };
-        processes(chosen, signal);
+        processes(chosen, signal)
     }
 
     /// A signal to the agent only, not to its database.
@@ -270,8 +275,7 @@ impl Site {
 
     /// Number and key of a party, as its first configuration told the others.
     pub fn party(&self, node: Node) -> Value {
-        let holder = if node == Node::A { Node::B } else { Node::A };
-        let text = std::fs::read_to_string(self.file(holder, "ha.json")).unwrap();
+        let text = std::fs::read_to_string(self.file(node.other(), "ha.json")).unwrap();
         let config: Value = serde_json::from_str(&text).unwrap();
         config[if node == Node::W { "witness" } else { "peer" }].clone()
     }
@@ -320,6 +324,35 @@ impl Site {
     pub fn exports(&self, node: Node) -> Vec<String> {
         let files = std::fs::read_dir(self.file(node, "state/exports")).into_iter().flatten();
         files.filter_map(Result::ok).map(|file| std::fs::read_to_string(file.path()).unwrap()).collect()
+    }
+
+    /// What a backup of a node that is off holds: all but what dies with a boot, and the counter that belongs in none.
+    pub fn back_up(&self, node: Node) -> PathBuf {
+        let backup = self.folder.join(format!("backup-of-{node:?}"));
+        std::fs::create_dir(&backup).unwrap();
+        for part in ["state", "data"] {
+            let copied =
+                Command::new("cp").arg("-a").arg(self.file(node, part)).arg(&backup).status().unwrap();
+            assert!(copied.success());
+        }
+        backup
+    }
+
+    /// Puts a node that is off back to it, as documented: the counter goes.
+    pub fn restore(&self, node: Node, backup: &Path) {
+        for part in ["state", "data", "run"] {
+            std::fs::remove_dir_all(self.file(node, part)).unwrap();
+        }
+        std::fs::remove_file(self.file(node, "count")).unwrap();
+        for part in ["state", "data"] {
+            let copied = Command::new("cp")
+                .arg("-a")
+                .arg(backup.join(part))
+                .arg(self.file(node, ""))
+                .status()
+                .unwrap();
+            assert!(copied.success());
+        }
     }
 
     fn witness_state(&self) -> PathBuf {
@@ -419,14 +452,17 @@ fn send(pid: i32, signal: Signal) {
     }
 }
 
-/// A signal to every process of which `chosen` says so, by its folder in /proc.
-fn processes(chosen: impl Fn(&Path) -> bool, signal: Signal) {
+/// A signal to every process of which `chosen` says so, by its folder in /proc; how many these were.
+fn processes(chosen: impl Fn(&Path) -> bool, signal: Signal) -> usize {
+    let mut hit = 0;
     for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
         let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
         if let Some(pid) = number.filter(|_| chosen(&entry.path())) {
             send(pid, signal);
+            hit += 1;
         }
     }
+    hit
 }
 
 impl Drop for Site {

@@ -2,19 +2,22 @@
 //!
 //! It does not know which of these is due (`super::super::lead`). PostgreSQL documentation: pg_rewind, pg_basebackup, pg_waldump.
 
-use super::server::{self, tool};
+use super::server;
 use super::session;
 use super::settings::{self, CONTROL, OWNER, Role};
 use super::site::Site;
+use crate::clock::boot_ms;
 use crate::durable;
 use crate::ha::state::{Copying, Event};
 use crate::ha::want::{Names, nobody};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::SimpleQueryMessage;
 
@@ -28,10 +31,12 @@ pub async fn run(site: Rc<Site>, how: Copying) {
     while site.server_runs.get() {
         sleep(Duration::from_millis(20)).await;
     }
-    let done = match how {
-        Copying::Export => export(&site).await,
-        Copying::Rewind => rewind(&site).await,
-        Copying::Reseed => reseed(&site).await,
+    let free = server::clear(&site.config.postgres.data).await;
+    let done = match (free, how) {
+        (Err(error), _) => Err(error),
+        (Ok(()), Copying::Export) => export(&site).await,
+        (Ok(()), Copying::Rewind) => rewind(&site).await,
+        (Ok(()), Copying::Reseed) => reseed(&site).await,
     };
     if done.is_ok() {
         site.watch.works("copy");
@@ -67,7 +72,7 @@ async fn rewind(site: &Site) -> Result<()> {
     let (source, file) = (source(site), site.main_file().display().to_string());
     server::write_files(site, crate::ha::want::Postgres::Stopped)?;
     let args = ["--target-pgdata", &data, "--source-server", &source, "--config-file", &file];
-    tool(site, "pg_rewind", &args).await?;
+    copier(site, "pg_rewind", &args).await?;
     tracing::info!("the database was rewound to the holder's");
     Ok(())
 }
@@ -86,11 +91,51 @@ async fn reseed(site: &Site) -> Result<()> {
     }
     let (target, source) = (data.display().to_string(), source(site));
     tracing::info!("copying the whole database from the holder");
-    let args =
-        ["-D", &target, "-d", &source, "-X", "stream", "-c", "fast", "--status-interval=1", "--progress"];
-    tool(site, "pg_basebackup", &args).await?;
+    let args = ["-D", &target, "-d", &source, "-X", "stream", "-c", "fast", "--status-interval=1"];
+    copier(site, "pg_basebackup", &args).await?;
     tracing::info!("the whole database was copied from the holder");
     Ok(())
+}
+
+/// Takes the progress out of the status, also where the job is cancelled.
+struct Shown<'a>(&'a Site);
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.0.watch.note_copy(boot_ms(), None);
+    }
+}
+
+/// Runs a program of Postgres that copies: how far it is goes to the status, what else it says into errors.
+async fn copier(site: &Site, name: &str, args: &[&str]) -> Result<()> {
+    let path = site.config.postgres.bin.join(name);
+    let mut command = tokio::process::Command::new(&path);
+    command.args(args).arg("--progress").env("LC_ALL", "C").kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("start {}", path.display()))?;
+    let mut lines = BufReader::new(child.stderr.take().context("hear the copier")?).split(b'\n');
+    let (shown, mut last) = (Shown(site), VecDeque::new());
+    while let Some(line) = lines.next_segment().await.context("hear the copier")? {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        match progress(&line) {
+            Some(sent) => site.watch.note_copy(boot_ms(), Some(sent)),
+            None => last.push_back(line),
+        }
+        last.drain(..last.len().saturating_sub(3));
+    }
+    let ended = child.wait().await.context("look after the copier")?;
+    drop(shown);
+    let said = last.into_iter().collect::<Vec<_>>().join(" | ");
+    ensure!(ended.success(), "`{name}` ended with {ended}: {said}");
+    Ok(())
+}
+
+/// Bytes so far and in all, from ` 1234/30853 kB (4%)…`.
+fn progress(line: &str) -> Option<(u64, u64)> {
+    let (done, rest) = line.trim_start().split_once('/')?;
+    let (total, _) = rest.split_once(" kB")?;
+    let bytes = |kib: &str| kib.trim().parse::<u64>().ok()?.checked_mul(1024);
+    Some((bytes(done)?, bytes(total)?))
 }
 
 /// Writes rows that were committed here after the peer went on alone to a report. The server is started for nobody else.
@@ -118,7 +163,6 @@ async fn export(site: &Site) -> Result<()> {
             std::fs::remove_file(data.join(name)).with_context(|| format!("remove {name}"))?;
         }
     }
-    server::clear(data).await?;
     let mut child = server::spawn(site, data, &main)?;
     let read = tokio::select! {
         read = read_rows(site, &sockets, register.start_lsn, control) => read,
@@ -229,6 +273,15 @@ mod tests {
         assert_eq!(log_start(&names, 0x0100_0123, 2), Some((0x0300_0000, false)));
         assert_eq!(log_start(&names, 0, 2), Some((0x0300_0000, false)));
         assert_eq!(log_start(&names, 0x0300_0123, 3), None);
+    }
+
+    #[test]
+    fn progress_is_read_and_other_words_are_not() {
+        assert_eq!(progress("  1024/30853 kB (3%), 0/1 tablespace"), Some((1 << 20, 30853 << 10)));
+        assert_eq!(progress("30853/30853 kB (100%) copied"), Some((30853 << 10, 30853 << 10)));
+        for other in ["", "pg_rewind: servers diverged at WAL location 0/3000000 on timeline 1", "1/x kB"] {
+            assert_eq!(progress(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::ha::want::{Names, Postgres, Tunnel};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::rc::Rc;
@@ -30,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const STOP: Duration = Duration::from_secs(8);
 /// Between two looks at a copy that is made from here, milliseconds.
 const PROGRESS_MS: u64 = 500;
+/// Between two looks at the slot of an absent standby, which Postgres lets go of when it holds too much, milliseconds.
+const SLOT_MS: u64 = 2_000;
 /// After a failed start.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -51,6 +54,7 @@ struct Process {
     client: Option<Client>,
     role: Option<Postgres>,
     slot_for: Option<crate::ha::message::StandbyName>,
+    slot_at: u64,
     recovering: bool,
     progress_at: u64,
 }
@@ -126,16 +130,28 @@ pub fn position(text: &str) -> Option<Lsn> {
     Some(u64::from_str_radix(high, 16).ok()? << 32 | u64::from_str_radix(low, 16).ok()?)
 }
 
-/// Processes that work in this directory.
+/// The process that has a directory, as its lock file says.
+fn owner(data: &Path) -> Option<i32> {
+    std::fs::read_to_string(data.join("postmaster.pid")).ok()?.lines().next()?.parse().ok()
+}
+
+/// Processes that work in this directory: by their folder, which may be read only where both have the same rights, or by the
+/// arguments of a server, which everybody may read. One that is overlooked would share the directory with the next.
 fn at_work(data: &Path) -> Result<Vec<Pid>> {
+    let given = data.as_os_str().as_bytes();
     let data = data.canonicalize().with_context(|| format!("find {}", data.display()))?;
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").context("look for servers")? {
         let path = entry.context("look for servers")?.path();
         let pid = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok());
-        // Those that ended meanwhile, and those of others, cannot be read.
         let there = || std::fs::read_link(path.join("cwd")).is_ok_and(|folder| folder == data);
-        found.extend(pid.filter(|_| there()).map(Pid::from_raw));
+        let named = || {
+            let words = std::fs::read(path.join("cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
+            words.windows(2).any(|pair| pair[0] == b"-D" && pair[1] == given)
+                && words[0].ends_with(b"postgres")
+        };
+        found.extend(pid.filter(|_| there() || named()).map(Pid::from_raw));
     }
     Ok(found)
 }
@@ -181,6 +197,7 @@ pub async fn supervise(site: Rc<Site>) {
         client: None,
         role: None,
         slot_for: None,
+        slot_at: 0,
         recovering: false,
         progress_at: 0,
     };
@@ -292,6 +309,7 @@ impl Process {
         durable::write(&data.join("postgresql.auto.conf"), b"# The agent's files decide.\n", 0o600)?;
         self.write(want, false)?;
         if self.recovering {
+            timeline::give_back(&data.join("pg_wal"), control.timeline)?;
             timeline::complete(&data.join("pg_wal"), control.timeline)?;
         }
         clear(&data).await?;
@@ -319,6 +337,10 @@ impl Process {
     async fn look(&mut self, want: Postgres) -> Result<()> {
         let client = match self.client.take() {
             Some(client) if !client.is_closed() => client,
+            // Somebody else's server may answer at the socket; what it says is not ours.
+            Some(_) | None if owner(&self.site.config.postgres.data) != self.site.server_pid.get() => {
+                return Ok(());
+            }
             // A server that is starting refuses sessions; that is no news.
             Some(_) | None => match session::connect(&self.site.sockets(), CONTROL).await {
                 Ok(client) => client,
@@ -337,11 +359,12 @@ impl Process {
         };
         self.recovering =
             matches!(server, Server::Standby { .. }) || (self.recovering && server == Server::Stuck);
-        if let (Server::Primary { .. }, Tunnel::Serve { name, .. }) = (server, self.site.tunnel.get())
-            && self.slot_for != Some(name)
+        if let (Server::Primary { standby, .. }, Tunnel::Serve { name, .. }) =
+            (server, self.site.tunnel.get())
+            && (self.slot_for != Some(name) || (standby.is_none() && boot_ms() >= self.slot_at))
         {
             timeout(PATIENCE, session::ensure_slot(&client, name)).await.context("the server is stuck")??;
-            self.slot_for = Some(name);
+            (self.slot_for, self.slot_at) = (Some(name), boot_ms() + SLOT_MS);
         }
         if let Server::Primary { lsn, standby, .. } = server {
             self.site.watch.note_log(boot_ms(), lsn, standby.map(|standby| standby.lsn));
@@ -446,6 +469,7 @@ pub fn spawn(site: &Site, data: &Path, file: &Path) -> Result<Child> {
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .process_group(0)
+        .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("start {}", path.display()))
 }

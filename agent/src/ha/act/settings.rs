@@ -83,6 +83,11 @@ pub fn check_extra(extra: &BTreeMap<String, String>) -> Result<()> {
         if RESERVED.contains(&name.as_str()) || name.starts_with("recovery_") {
             bail!("postgres.settings.{name} cannot be set: the pair's safety rests on it; remove it");
         }
+        if name == "max_slot_wal_keep_size" && value.trim().starts_with('-') {
+            bail!(
+                "postgres.settings.{name} must have an end: the log kept for an absent node would fill the disk"
+            );
+        }
     }
     Ok(())
 }
@@ -123,14 +128,18 @@ pub fn main_file(role: &Role<'_>) -> String {
         ("recovery_target_timeline", "latest"),
         ("primary_conninfo", &source),
         ("primary_slot_name", &slot),
-        ("max_slot_wal_keep_size", SLOT_MAX),
         ("wal_sender_timeout", "5s"),
         ("wal_receiver_timeout", "5s"),
         ("wal_receiver_status_interval", "1s"),
         ("wal_retrieve_retry_interval", "200ms"),
         ("lc_messages", "C"),
     ];
-    let given = [("max_connections", "200"), ("wal_keep_size", "128MB"), ("log_line_prefix", "postgres: ")];
+    let given = [
+        ("max_connections", "200"),
+        ("max_slot_wal_keep_size", SLOT_MAX),
+        ("wal_keep_size", "128MB"),
+        ("log_line_prefix", "postgres: "),
+    ];
     let defaults = given.into_iter().filter(|(name, _)| !role.extra.contains_key(*name));
     let extra = role.extra.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let lines =
@@ -190,5 +199,8 @@ mod tests {
             assert!(one(name, "off").is_err(), "{name}");
         }
         assert!(one("shared_buffers", "1\nfsync = off").is_err());
+        assert!(
+            one("max_slot_wal_keep_size", "200MB").is_ok() && one("max_slot_wal_keep_size", " -1").is_err()
+        );
     }
 }

@@ -78,7 +78,7 @@ impl Loop {
     fn take(&mut self, envelope: &Envelope) -> Result<()> {
         let (message, life) = (envelope.message, envelope.stamp.session);
         let doubled = self.site.watch.doubles(boot_ms()).contains(&message.from);
-        if self.site.watch.note_life(message.from, life, boot_ms()) && !doubled {
+        if self.site.watch.note_life(message.from, envelope.stamp, boot_ms()) && !doubled {
             tracing::error!(voter = ?message.from,
                 "two machines speak under one identity: was a disk cloned? Stop one of them and replace it");
         }

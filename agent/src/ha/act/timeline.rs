@@ -40,6 +40,24 @@ pub fn reserve(log: &Path, now: u32, wanted: u32) -> Result<()> {
     Ok(())
 }
 
+/// Takes back the reserved numbers that no promotion has passed: a server that starts in recovery would take an empty history
+/// for its future, and refuse to start.
+///
+/// # Errors
+/// The file system's.
+pub fn give_back(log: &Path, now: u32) -> Result<()> {
+    for entry in std::fs::read_dir(log).with_context(|| format!("read {}", log.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".history"));
+        let ahead =
+            name.and_then(|name| u32::from_str_radix(name, 16).ok()).is_some_and(|number| number > now);
+        if ahead && std::fs::metadata(&path).is_ok_and(|file| file.len() == 0) {
+            std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// The last line of a history: the timeline before, and where it was left.
 fn parent(text: &str) -> Option<(u32, u64)> {
     let line = text.lines().rev().find(|line| !line.trim().is_empty() && !line.starts_with('#'))?;
@@ -112,6 +130,9 @@ mod tests {
         reserve(folder.path(), 5, 5).unwrap();
         reserve(folder.path(), 6, 5).unwrap();
         assert_eq!(len(6), None);
+        // Promoted to 3, and not further: the later number was not used up.
+        give_back(folder.path(), 3).unwrap();
+        assert_eq!((len(2), len(3), len(4)), (Some(0), Some(19), None));
     }
 
     #[test]

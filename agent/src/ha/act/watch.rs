@@ -2,6 +2,7 @@
 //!
 //! Nothing here decides anything.
 
+use super::seal::Stamp;
 use crate::ha::register::{Lsn, VoterId};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -41,8 +42,8 @@ pub struct Progress {
 /// The lives that speak under one identity.
 #[derive(Clone, Copy, Default)]
 struct Lives {
-    current: u64,
-    earlier: u64,
+    current: Stamp,
+    earlier: Stamp,
     returns: u32,
     returned_ms: u64,
 }
@@ -84,9 +85,9 @@ impl Watch {
         self.copy.get().map_or(Value::Null, |copy| copy.show())
     }
 
-    /// Somebody spoke under this identity in this life; says whether two machines do so.
-    pub fn note_life(&self, from: VoterId, life: u64, now_ms: u64) -> bool {
-        self.lives.borrow_mut().entry(from).or_default().note(life, now_ms)
+    /// Somebody spoke under this identity at this moment of a life; says whether two machines do so.
+    pub fn note_life(&self, from: VoterId, stamp: Stamp, now_ms: u64) -> bool {
+        self.lives.borrow_mut().entry(from).or_default().note(stamp, now_ms)
     }
 
     /// Who is spoken for by two machines.
@@ -126,16 +127,20 @@ impl Progress {
 }
 
 impl Lives {
-    fn note(&mut self, life: u64, now_ms: u64) -> bool {
-        if life == self.current {
+    fn note(&mut self, stamp: Stamp, now_ms: u64) -> bool {
+        let repeated = [self.current, self.earlier]
+            .iter()
+            .any(|known| known.session == stamp.session && stamp.at_us <= known.at_us);
+        if stamp.session == self.current.session || repeated {
+            self.current.at_us = self.current.at_us.max(if repeated { 0 } else { stamp.at_us });
             return self.doubled(now_ms);
         }
-        if life == self.earlier {
+        if stamp.session == self.earlier.session {
             let lately = now_ms.saturating_sub(self.returned_ms) <= REMEMBERED_MS;
             self.returns = if lately { self.returns + 1 } else { 1 };
             self.returned_ms = now_ms;
         }
-        (self.earlier, self.current) = (self.current, life);
+        (self.earlier, self.current) = (self.current, stamp);
         self.doubled(now_ms)
     }
 
@@ -169,11 +174,14 @@ mod tests {
     #[test]
     fn a_restart_is_no_second_machine_but_two_that_alternate_are() {
         let watch = Watch::default();
+        let stamp = |session, at_us| Stamp { session, at_us };
         for (at, life) in [(1, 7), (2, 7), (3, 8), (4, 7), (5, 8), (6, 9), (7, 9)] {
-            assert!(!watch.note_life(VoterId(1), life, at), "{at}");
+            assert!(!watch.note_life(VoterId(1), stamp(life, at), at), "{at}");
         }
         for at in 10..20 {
-            watch.note_life(VoterId(2), 7 + at % 2, at);
+            watch.note_life(VoterId(2), stamp(7 + at % 2, at), at);
+            // What was said once and is said again is no second machine.
+            watch.note_life(VoterId(3), if at % 2 == 0 { stamp(7, 2) } else { stamp(8, at) }, at);
         }
         assert_eq!(watch.doubles(20), [VoterId(2)]);
         assert!(watch.doubles(100_000).is_empty());

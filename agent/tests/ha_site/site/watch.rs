@@ -76,7 +76,7 @@ impl Site {
 
     pub fn switch_over(&self, from: Node, patience: Duration) {
         self.ask_switch_over(from);
-        self.wait_leading(if from == Node::A { Node::B } else { Node::A }, patience);
+        self.wait_leading(from.other(), patience);
         self.wait_paired(patience);
     }
 
@@ -100,6 +100,19 @@ impl Site {
 
     pub fn wait_leading(&self, node: Node, patience: Duration) {
         self.wait(node, patience, |status| status["phase"] == "Leading");
+    }
+
+    /// Whoever is primary of the pair.
+    pub fn primary(&self, patience: Duration) -> Node {
+        let until = Instant::now() + patience;
+        let leads = |node: &Node| self.status(*node).is_some_and(|status| status["phase"] == "Leading");
+        loop {
+            if let Some(node) = [Node::A, Node::B].into_iter().find(leads) {
+                return node;
+            }
+            assert!(Instant::now() < until, "nobody leads");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     fn alone(status: &Value) -> bool {
