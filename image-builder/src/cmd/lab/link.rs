@@ -268,7 +268,6 @@ mod tests {
             let link = super::LinkCmd::from_arg_matches(&matches).map_err(|error| error.to_string())?;
             link.link().map(|(_, said)| said).map_err(|error| error.to_string())
         };
-        assert!(parse(&["--rate", "64kbit"]).unwrap_err().contains("--tap"));
         assert!(parse(&["--pty", "--rate", "fast"]).unwrap_err().contains("write it like"));
         let tcp = ["--tcp", "127.0.0.1:0", "127.0.0.1:9"];
         assert!(parse(&[&tcp[..], &["--loss", "5%"]].concat()).unwrap_err().contains("a TCP stream loses"));
