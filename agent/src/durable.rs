@@ -11,23 +11,40 @@ use std::path::Path;
 /// # Errors
 /// The file system's; the old file, if any, then still stands.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let name = || path.display();
-    let folder = path.parent().with_context(|| format!("write {}: it has no folder", name()))?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = Path::new(&temporary);
-    let written = write_new(temporary, bytes, mode).and_then(|()| Ok(fs::rename(temporary, path)?));
-    if written.is_err() && temporary.exists() {
-        fs::remove_file(temporary).with_context(|| format!("remove {}", temporary.display()))?;
-    }
-    written.with_context(|| format!("write {}", name()))?;
+    let folder = path.parent().with_context(|| format!("write {}: it has no folder", path.display()))?;
+    put(path, bytes, mode, File::sync_all)?;
     sync_folder(folder)
 }
 
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+/// Writes a file with permission bits `mode` without a flush: whoever reads it now finds the old one or the new one, whole. For
+/// files that are written anew before anybody reads them after a power cut.
+///
+/// # Errors
+/// The file system's; the old file, if any, then still stands.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    put(path, bytes, mode, |_| Ok(()))
+}
+
+fn put(path: &Path, bytes: &[u8], mode: u32, flush: fn(&File) -> std::io::Result<()>) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = Path::new(&temporary);
+    let written = write_new(temporary, bytes, mode, flush).and_then(|()| fs::rename(temporary, path));
+    if written.is_err() && temporary.exists() {
+        fs::remove_file(temporary).with_context(|| format!("remove {}", temporary.display()))?;
+    }
+    written.with_context(|| format!("write {}", path.display()))
+}
+
+fn write_new(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    flush: fn(&File) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
     file.write_all(bytes)?;
-    Ok(file.sync_all()?)
+    flush(&file)
 }
 
 /// Flushes a folder, so that names made or renamed in it survive.
@@ -67,7 +84,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("machine-id");
         write(&path, b"old", 0o444).unwrap();
-        write(&path, b"new", 0o444).unwrap();
+        replace(&path, b"new", 0o444).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);

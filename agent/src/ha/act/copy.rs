@@ -153,11 +153,11 @@ async fn export(site: &Site) -> Result<()> {
     durable::make_folder(&sockets, 0o700)?;
     let main = site.config.state.join("export.conf");
     let access = site.config.state.join("export_hba.conf");
-    durable::write(&access, format!("local all {OWNER} trust\n").as_bytes(), 0o600)?;
+    durable::replace(&access, format!("local all {OWNER} trust\n").as_bytes(), 0o600)?;
     let extra = BTreeMap::new();
     let names = Names::Only(nobody(site.voter()));
     let role = Role { sockets: &sockets, access: &access, names, follows: None, extra: &extra };
-    durable::write(&main, settings::main_file(&role).as_bytes(), 0o600)?;
+    durable::replace(&main, settings::main_file(&role).as_bytes(), 0o600)?;
     for name in ["standby.signal", "recovery.signal"] {
         if data.join(name).exists() {
             std::fs::remove_file(data.join(name)).with_context(|| format!("remove {name}"))?;

@@ -304,9 +304,9 @@ impl Process {
             }
         }
         if self.recovering {
-            durable::write(&data.join("standby.signal"), b"", 0o600)?;
+            durable::replace(&data.join("standby.signal"), b"", 0o600)?;
         }
-        durable::write(&data.join("postgresql.auto.conf"), b"# The agent's files decide.\n", 0o600)?;
+        durable::replace(&data.join("postgresql.auto.conf"), b"# The agent's files decide.\n", 0o600)?;
         self.write(want, false)?;
         if self.recovering {
             timeline::give_back(&data.join("pg_wal"), control.timeline)?;
@@ -425,14 +425,15 @@ impl Process {
     }
 }
 
-/// Writes main file and access rules for this role and the names that are wanted now.
+/// Writes main file and access rules for this role and the names that are wanted now. They are written before each start, so they are
+/// not flushed: on a slow disk that would keep the loop from speaking to the peer.
 ///
 /// # Errors
 /// The file system's.
 pub fn write_files(site: &Site, want: Postgres) -> Result<()> {
     let (sockets, tunnel) = (site.sockets(), site.tunnel_sockets());
     let access = site.config.state.join("pg_hba.conf");
-    durable::write(&access, settings::access_file(&site.config.postgres.database).as_bytes(), 0o600)?;
+    durable::replace(&access, settings::access_file(&site.config.postgres.database).as_bytes(), 0o600)?;
     let follows = match want {
         Postgres::Standby { name } => Some((name, tunnel.as_path())),
         Postgres::Primary { .. } | Postgres::Stopped => None,
@@ -444,7 +445,7 @@ pub fn write_files(site: &Site, want: Postgres) -> Result<()> {
         follows,
         extra: &site.config.postgres.settings,
     };
-    durable::write(&site.main_file(), settings::main_file(&role).as_bytes(), 0o600)
+    durable::replace(&site.main_file(), settings::main_file(&role).as_bytes(), 0o600)
 }
 
 /// Has a running server read its files.

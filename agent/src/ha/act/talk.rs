@@ -77,8 +77,11 @@ impl Loop {
 
     fn take(&mut self, envelope: &Envelope) -> Result<()> {
         let (message, life) = (envelope.message, envelope.stamp.session);
+        // What answers an earlier life of this node is an old word that comes again; a clone that hears nothing answers none.
+        let answered = envelope.echo.session;
+        let timely = answered == 0 || answered == self.site.session;
         let doubled = self.site.watch.doubles(boot_ms()).contains(&message.from);
-        if self.site.watch.note_life(message.from, envelope.stamp, boot_ms()) && !doubled {
+        if timely && self.site.watch.note_life(message.from, envelope.stamp, boot_ms()) && !doubled {
             tracing::error!(voter = ?message.from,
                 "two machines speak under one identity: was a disk cloned? Stop one of them and replace it");
         }
