@@ -4,6 +4,7 @@ use crate::pair::print;
 use agent::ha::act::enrol::{self, Pending, Places, Stage};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use formats::device::{DEVICE_PROFILE, OnPeerLoss};
 use formats::pairing::{self, PORT, Request, Role, Witness};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +23,9 @@ pub struct Pair {
     /// The configuration but for who is who
     #[arg(long, global = true, hide = true, default_value = BASE)]
     base: PathBuf,
+    /// The image's profile
+    #[arg(long, global = true, hide = true, default_value = DEVICE_PROFILE)]
+    profile: PathBuf,
     /// Where requests are left
     #[arg(long, global = true, hide = true, default_value = pairing::REQUEST)]
     request: PathBuf,
@@ -80,18 +84,31 @@ fn witness(text: &str) -> Result<Witness> {
     Ok(Witness { voter: voter.to_owned(), key: key.to_owned(), addresses: vec![address] })
 }
 
+/// What the profile wants of the third voter and the request does not name.
+fn unmet(places: &Places, witness: Option<&Witness>) -> Result<String> {
+    let wanted = places.wanted()?.filter(|wanted| wanted.on_peer_loss == OnPeerLoss::Witness);
+    Ok(match (wanted.and_then(|wanted| wanted.witness), witness) {
+        (Some(at), None) => format!(
+            "The profile wants a witness at {at}, but only `--witness` names its key: until the pair has one (docs/pair.md), a node \
+             that loses its peer writes nothing.\n"
+        ),
+        (Some(_) | None, _) => String::new(),
+    })
+}
+
 impl Pair {
     /// Does what was asked.
     pub fn run(self) -> Result<ExitCode> {
-        let places = Places { folder: self.folder, base: self.base };
+        let places = Places { folder: self.folder, base: self.base, profile: self.profile };
         let ask = |request: Request| enrol::request(&places, &self.request, &request);
         match self.command {
             PairCommand::First { address, witness, code } => {
                 let secret = code.map_or_else(enrol::draw_code, Ok)?;
+                let missing = unmet(&places, witness.as_ref())?;
                 ask(Request { role: Role::First, address, peer: None, secret: secret.clone(), witness })?;
                 print(&format!(
                     "code {secret}\nAt the second node: farhold-agent pair second --address ITS-ADDRESS --peer {address} {secret}\n\
-                     How far it is: farhold-agent pair status\n"
+                     How far it is: farhold-agent pair status\n{missing}"
                 ))
             }
             PairCommand::Second { address, peer, code } => {
@@ -126,7 +143,8 @@ impl Pair {
 
 /// How far it is, for the device's status, which goes places where no code may go; nothing if nothing is under way.
 pub fn look() -> Option<String> {
-    let places = Places { folder: "/var/lib/farhold-ha".into(), base: BASE.into() };
+    let places =
+        Places { folder: "/var/lib/farhold-ha".into(), base: BASE.into(), profile: DEVICE_PROFILE.into() };
     match (places.refused(), places.load()) {
         (Err(error), _) | (_, Err(error)) => Some(format!("{error:#}")),
         (Ok(None), Ok(None)) => None,

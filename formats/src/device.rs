@@ -4,6 +4,7 @@ use crate::arch::Arch;
 use crate::mqtt::Address;
 use crate::tariff::CarrierSettings;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// Where the image carries the [`DeviceProfile`].
 pub const DEVICE_PROFILE: &str = "/usr/lib/farhold/profile.json";
@@ -168,6 +169,14 @@ pub struct HaSettings {
     pub virtual_ip: Option<String>,
 }
 
+/// Address and length of the prefix of `192.0.2.10/24`; nothing if it is none, or one that no host can have.
+pub fn virtual_ip(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (ip, prefix) = text.split_once('/')?;
+    let (ip, prefix) = (ip.parse::<Ipv4Addr>().ok()?, prefix.parse().ok()?);
+    let host = !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && !ip.is_broadcast();
+    (host && (1..=32).contains(&prefix)).then_some((ip, prefix))
+}
+
 /// Policy on loss of the peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -176,6 +185,6 @@ pub enum OnPeerLoss {
     Witness,
     /// Write nothing until an operator confirms.
     Hold,
-    /// The named node goes on alone.
+    /// The named node goes on alone: `first` or `second`, as they were paired, or a host name.
     Prefer(String),
 }

@@ -139,8 +139,7 @@ impl Drop for Follower {
 #[test]
 fn the_address_follows_the_primary_and_neighbours_are_told() {
     const IP: &str = "10.77.0.99";
-    let tweak =
-        |_, config: &mut Value| config["address"] = json!({ "ip": IP, "prefix": 24, "interface": "eth0" });
+    let tweak = |_, config: &mut Value| config["address"] = json!({ "ip": IP, "prefix": 24 });
     let site = Site::with("address", Plan { tweak: Box::new(tweak), ..Plan::quick() });
     let followers = [Node::A, Node::B].map(|node| {
         let mut command = site.net.inside(node, agent());

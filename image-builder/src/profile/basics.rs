@@ -111,6 +111,13 @@ fn is_local(url: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
 }
 
+/// The address that follows the primary: with it, the length of its network's prefix.
+pub fn virtual_ip(ha: &Ha) -> Option<Finding> {
+    let text = ha.virtual_ip.as_ref().filter(|text| formats::device::virtual_ip(text).is_none())?;
+    let message = format!("`{text}` is no IPv4 address of a host with the length of its network's prefix");
+    Some(Finding::error("ha.virtual_ip", message, "write it like 192.0.2.10/24"))
+}
+
 /// Two-node settings (design section 8): `prefer` and a witness exclude each other.
 pub fn ha(ha: &Ha) -> Option<Finding> {
     match (&ha.on_peer_loss, &ha.witness) {
@@ -190,6 +197,20 @@ mod tests {
         }
         for bad in ["http://127.0.0.1.example.net/", "ftp://localhost", "http://example.net", "localhost"] {
             assert!(!is_local(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_virtual_ip_is_a_hosts_with_its_prefix() {
+        let refused = |text: &str| {
+            virtual_ip(&Ha { on_peer_loss: OnPeerLoss::Hold, witness: None, virtual_ip: Some(text.into()) })
+                .is_some()
+        };
+        assert!(!refused("192.0.2.10/24") && !refused("10.0.0.1/32"));
+        for wrong in
+            ["192.0.2.10", "192.0.2.10/0", "192.0.2.10/33", "224.0.0.1/24", "::1/64", "{}/24", "127.0.0.1/8"]
+        {
+            assert!(refused(wrong), "{wrong}");
         }
     }
 

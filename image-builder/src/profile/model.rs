@@ -222,7 +222,7 @@ pub enum OnPeerLoss {
     Witness,
     /// Write nothing until an operator confirms.
     Hold,
-    /// The named node goes on alone.
+    /// The named node goes on alone: `first` or `second`, as they were paired, or a host name.
     Prefer(String),
 }
 

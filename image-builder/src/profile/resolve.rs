@@ -111,6 +111,7 @@ impl<'a> Draft<'a> {
         let health: Option<Vec<Health>> = self.typed(&self.profile.health, "health");
         let ha: Option<Ha> = self.typed(&self.profile.ha, "ha");
         self.findings.extend(ha.as_ref().and_then(basics::ha));
+        self.findings.extend(ha.as_ref().and_then(basics::virtual_ip));
         self.scope.ha = serde_json::to_value(&ha).unwrap_or_default();
         let settings: Settings = self.typed(&self.profile.settings, "settings").unwrap_or_default();
         self.scope.settings = serde_json::to_value(&settings).unwrap_or_default();

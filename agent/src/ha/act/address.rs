@@ -7,7 +7,7 @@ use super::config::{Address, Config};
 use super::control::{Ask, ask};
 use anyhow::{Context, Result, bail, ensure};
 use pnet_datalink::{Channel, MacAddr, NetworkInterface};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub fn follow(config: &Config) -> Result<()> {
         };
         if wanted != here {
             change(address, if wanted { "add" } else { "del" })?;
-            tracing::info!(ip = %address.ip, interface = address.interface, here = wanted, "the address moves");
+            tracing::info!(ip = %address.ip, here = wanted, "the address moves");
             (here, tells) = (wanted, TELLS);
         }
         if here && tells > 0 {
@@ -49,10 +49,39 @@ pub fn follow(config: &Config) -> Result<()> {
     }
 }
 
+/// The interface that the configuration names, or the one in the address' network.
+fn find(address: &Address) -> Option<NetworkInterface> {
+    let mask = u32::MAX.checked_shl(32 - u32::from(address.prefix)).unwrap_or(0);
+    let network = |ip: Ipv4Addr| ip.to_bits() & mask;
+    let beside = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => *ip != address.ip && network(*ip) == network(address.ip),
+        IpAddr::V6(_) => false,
+    };
+    pnet_datalink::interfaces().into_iter().find(|interface| match &address.interface {
+        Some(name) => interface.name == *name,
+        None => !interface.is_loopback() && interface.ips.iter().any(|net| beside(&net.ip())),
+    })
+}
+
+fn needed(address: &Address) -> Result<NetworkInterface> {
+    find(address).with_context(|| match &address.interface {
+        Some(name) => format!("there is no interface {name}"),
+        None => format!(
+            "no interface has an address in the network of {}/{}: give the node one, or name the interface in `address`",
+            address.ip, address.prefix
+        ),
+    })
+}
+
 /// `ip address add|del`; what is so already is well.
 fn change(address: &Address, how: &str) -> Result<()> {
     let what = format!("{}/{}", address.ip, address.prefix);
-    let args = ["address", how, &what, "dev", &address.interface];
+    let interface = match how {
+        // Without its interface it is nowhere.
+        "del" if find(address).is_none() => return Ok(()),
+        _ => needed(address)?.name,
+    };
+    let args = ["address", how, &what, "dev", &interface];
     let output = Command::new("ip").args(args).env("LC_ALL", "C").output().context("start `ip`")?;
     let said = String::from_utf8_lossy(&output.stderr);
     let already = ["File exists", "already assigned", "Cannot assign requested address", "Address not found"];
@@ -64,18 +93,16 @@ fn change(address: &Address, how: &str) -> Result<()> {
 
 /// Tells everybody on the link where the address is now.
 fn tell(address: &Address) -> Result<()> {
-    let interfaces: Vec<NetworkInterface> = pnet_datalink::interfaces();
-    let interface = interfaces.into_iter().find(|interface| interface.name == address.interface);
-    let interface = interface.with_context(|| format!("there is no interface {}", address.interface))?;
-    let mac = interface.mac.with_context(|| format!("{} has no hardware address", address.interface))?;
+    let interface = needed(address)?;
+    let name = &interface.name;
+    let mac = interface.mac.with_context(|| format!("{name} has no hardware address"))?;
     let opened = pnet_datalink::channel(&interface, pnet_datalink::Config::default());
-    let Channel::Ethernet(mut sender, _) = opened.with_context(|| format!("open {}", address.interface))?
-    else {
-        bail!("{} is no Ethernet", address.interface);
+    let Channel::Ethernet(mut sender, _) = opened.with_context(|| format!("open {name}"))? else {
+        bail!("{name} is no Ethernet");
     };
     let sent = sender.send_to(&announcement(mac, address.ip), None);
-    ensure!(sent.is_some(), "{} takes no frame", address.interface);
-    sent.transpose().map(drop).with_context(|| format!("send on {}", address.interface))
+    ensure!(sent.is_some(), "{name} takes no frame");
+    sent.transpose().map(drop).with_context(|| format!("send on {name}"))
 }
 
 /// An ARP request for an address that names its own sender: whoever knows the address updates what it knows.

@@ -100,8 +100,9 @@ pub struct Address {
     pub ip: std::net::Ipv4Addr,
     /// Length of its network's prefix, bits.
     pub prefix: u8,
-    /// The interface that has it.
-    pub interface: String,
+    /// The interface that has it; without, the one that has another address of that network.
+    #[serde(default)]
+    pub interface: Option<String>,
 }
 
 /// Another party of the site.
@@ -206,7 +207,9 @@ impl Config {
     /// # Errors
     /// If it says something that cannot be.
     pub fn parse(text: &str) -> Result<Self> {
-        let config: Self = serde_json::from_str(text)?;
+        let mut json = serde_json::Deserializer::from_str(text);
+        let config: Self = serde_path_to_error::deserialize(&mut json)?;
+        json.end()?;
         config.check()?;
         Ok(config)
     }
@@ -245,10 +248,11 @@ impl Config {
         if let Some(Address { prefix, interface, .. }) = &self.address {
             ensure!(*prefix <= 32, "address.prefix is {prefix}, but must be at most 32");
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@');
+            let name = |name: &String| {
+                (1..=15).contains(&name.len()) && name.chars().all(plain) && !name.starts_with('-')
+            };
             ensure!(
-                (1..=15).contains(&interface.len())
-                    && interface.chars().all(plain)
-                    && !interface.starts_with('-'),
+                interface.as_ref().is_none_or(name),
                 "address.interface is {interface:?}, which is no interface's name"
             );
         }
@@ -323,5 +327,42 @@ impl Others {
         later.former =
             self.peer.iter().chain(&self.witness).chain(&self.former).take(FORMER_MAX).cloned().collect();
         later
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn parsed(change: impl FnOnce(&mut Value)) -> Result<Config> {
+        let key = "3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29";
+        let mut value = json!({
+            "site": "00000000000000aa", "state": "/s", "run": "/r", "listen": "0.0.0.0:7600", "port": "127.0.0.1:5433",
+            "postgres": { "bin": "/b", "data": "/d" },
+            "peer": { "voter": "0000000000000001", "key": key, "addresses": ["192.0.2.1:7600", "[2001:db8::1]:7600"] },
+            "address": { "ip": "192.0.2.10", "prefix": 24 },
+        });
+        change(&mut value);
+        Config::parse(&value.to_string())
+    }
+
+    #[test]
+    fn an_error_names_the_field() {
+        parsed(|_| {}).unwrap();
+        for (field, value) in [
+            ("/peer/addresses/1", json!("somewhere")),
+            ("/peer/key", json!("00")),
+            ("/listen", json!("0.0.0.0")),
+            ("/address/ip", json!("192.0.2.300")),
+            ("/address/prefix", json!(33)),
+        ] {
+            let error = parsed(|config| *config.pointer_mut(field).unwrap() = value).unwrap_err();
+            let said = format!("{error:#}");
+            let name = field.trim_start_matches('/').replace("/1", "[1]").replace('/', ".");
+            assert!(said.starts_with(&name), "{field}: {said}");
+        }
+        assert!(parsed(|config| config["address"]["interface"] = json!("-x")).is_err());
+        assert!(Config::parse("{} {}").is_err());
     }
 }

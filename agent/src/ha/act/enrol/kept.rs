@@ -3,10 +3,12 @@
 //! The secret stands in one file and goes with it: when the other side has confirmed, when it was refused, when an operator
 //! cancels. It does not know how the nodes meet.
 
+use super::wanted;
 use super::wire::Introduction;
 use crate::durable;
 use crate::ha::act::identity::{Number, PublicKey};
 use anyhow::{Context, Result, ensure};
+use formats::device::HaSettings;
 use formats::pairing::{Request, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -24,6 +26,8 @@ pub struct Places {
     pub folder: PathBuf,
     /// The configuration but for who is who: the image's.
     pub base: PathBuf,
+    /// The image's profile, whose wishes the configuration takes up.
+    pub profile: PathBuf,
 }
 
 /// How far it is.
@@ -198,7 +202,24 @@ impl Places {
                 config["witness"] = json!(witness);
             }
         }
+        if let Some(wanted) = self.wanted()? {
+            let host = nix::unistd::gethostname().context("read the host's name")?;
+            wanted::apply(&mut config, &wanted, request.role, &host.to_string_lossy())?;
+        }
         Ok(config)
+    }
+
+    /// What the profile says of pairs.
+    ///
+    /// # Errors
+    /// If the profile cannot be read.
+    pub fn wanted(&self) -> Result<Option<HaSettings>> {
+        let profile: Option<Value> = read(&self.profile)?;
+        let Some(ha) = profile.map(|mut profile| profile["ha"].take()).filter(|ha| !ha.is_null()) else {
+            return Ok(None);
+        };
+        let ha = serde_json::from_value(ha);
+        ha.with_context(|| format!("understand `ha` in {}", self.profile.display())).map(Some)
     }
 
     /// Writes the configuration.

@@ -5,6 +5,7 @@
 //! is systemd's. `kept`: what stands on the disk meanwhile.
 
 mod kept;
+mod wanted;
 mod wire;
 
 pub use kept::{Made, Pending, Places, Refused, Stage};

@@ -104,7 +104,7 @@ fn places(folder: &Path) -> Places {
         "postgres": { "bin": "/nonexistent", "data": folder.join("data") }, "k3s": {},
     });
     std::fs::write(&base, text.to_string()).unwrap();
-    Places { folder: folder.to_owned(), base }
+    Places { folder: folder.to_owned(), base, profile: folder.join("profile.json") }
 }
 
 fn second(code: &str) -> Request {
@@ -119,6 +119,28 @@ fn prepared(folder: &Path) -> Places {
     request(&places, &places.request(), &second("1234-5678")).unwrap();
     prepare(&places).unwrap();
     places
+}
+
+#[test]
+fn what_the_profile_wants_is_in_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let places = places(folder.path());
+    let configuration = || places.configuration(&second("1234-5678"), Number(7), None);
+    let plain = configuration().unwrap();
+    let profile =
+        |ha: &str| std::fs::write(&places.profile, format!(r#"{{"product": "x", "ha": {ha}}}"#)).unwrap();
+    profile("null");
+    assert_eq!(configuration().unwrap(), plain, "a profile of a single node");
+    profile(r#"{"on_peer_loss": {"prefer": "second"}, "witness": null, "virtual_ip": "10.77.0.9/24"}"#);
+    let config = Config::parse(&configuration().unwrap().to_string()).unwrap();
+    assert_eq!(config.on_peer_loss, crate::ha::act::config::PeerLoss::PreferThis);
+    assert_eq!(
+        config.address.map(|address| (address.ip.to_string(), address.prefix)),
+        Some(("10.77.0.9".into(), 24))
+    );
+    profile(r#"{"on_peer_loss": "sometimes"}"#);
+    let said = format!("{:#}", configuration().unwrap_err());
+    assert!(said.contains("profile.json") && said.contains("sometimes"), "{said}");
 }
 
 #[test]
