@@ -143,6 +143,28 @@ struct Said {
     granted: Pieces,
 }
 
+impl File {
+    /// The file that pieces are wanted of.
+    fn of(wanted: &Wanted) -> Self {
+        let (lists, id) = match wanted.what {
+            What::Object(id) => (false, id),
+            What::Lists(id) => (true, id),
+        };
+        Self { lists, id: id.0, length: wanted.length, piece: wanted.piece }
+    }
+
+    /// Which one it is.
+    fn what(&self) -> What {
+        let id = Digest(self.id);
+        if self.lists { What::Lists(id) } else { What::Object(id) }
+    }
+
+    /// The object that it is, or whose lists.
+    fn object(&self) -> Digest {
+        Digest(self.id)
+    }
+}
+
 impl<'p> Talk<'p> {
     fn begin(peer: &'p Peer, wanted: &Wanted) -> Result<Self> {
         let stream = UnixStream::connect(&peer.out)

@@ -2,9 +2,7 @@
 //! the tunnel, and still not trusted: frames are bounded, and what is in them is verified by who asked.
 
 use super::claims::Pieces;
-use crate::update::carrier::{Wanted, What};
 use anyhow::{Context, Result, ensure};
-use formats::hex::Digest;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
@@ -19,34 +17,14 @@ const RUNS_MAX: usize = 2048;
 /// A file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
-    lists: bool,
-    id: [u8; 32],
+    /// Whether it is an object's lists of blocks, not the object.
+    pub lists: bool,
+    /// The object.
+    pub id: [u8; 32],
     /// Its length in bytes.
     pub length: u64,
     /// Bytes of a piece.
     pub piece: u32,
-}
-
-impl File {
-    /// The file that pieces are wanted of.
-    pub fn of(wanted: &Wanted) -> Self {
-        let (lists, id) = match wanted.what {
-            What::Object(id) => (false, id),
-            What::Lists(id) => (true, id),
-        };
-        Self { lists, id: id.0, length: wanted.length, piece: wanted.piece }
-    }
-
-    /// Which one it is.
-    pub fn what(&self) -> What {
-        let id = Digest(self.id);
-        if self.lists { What::Lists(id) } else { What::Object(id) }
-    }
-
-    /// The object that it is, or whose lists.
-    pub fn object(&self) -> Digest {
-        Digest(self.id)
-    }
 }
 
 /// Pieces as runs: first, and the one after the last.
