@@ -4,6 +4,7 @@ use crate::disk::DiskImage;
 use crate::machine::Machine;
 use crate::programs::{Programs, run};
 pub use crate::programs::{build_folder, pair_image, source_folder};
+use crate::site::Site;
 use crate::ssh::free_port;
 use crate::status::settled;
 use crate::vm::{BOOT_PATIENCE, Lifetime, Vm};
@@ -31,6 +32,17 @@ pub fn build_again(profile: &Path, out: &Path, options: &[&str]) -> Result<()> {
     command.arg("build").arg(profile).args(programs.target()).arg("--offline");
     command.arg("--lock").arg(&programs.lock).arg("--keys").arg(&programs.keys).args(programs.artefacts());
     run(command.arg("--out").arg(out).args(options)).map(drop)
+}
+
+/// A site that ends with the test.
+pub struct Ended<'a>(pub &'a Site);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.down() {
+            eprintln!("{error:#}");
+        }
+    }
 }
 
 /// Marsaglia's xorshift, 64 bits: times of power cuts that a seed repeats.

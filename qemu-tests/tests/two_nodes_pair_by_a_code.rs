@@ -5,24 +5,13 @@ use anyhow::{Result, ensure};
 use qemu_tests::disk::DiskImage;
 use qemu_tests::pair;
 use qemu_tests::site::{Site, Wanted};
-use qemu_tests::testing::{DISK_BYTES, pair_image};
+use qemu_tests::testing::{DISK_BYTES, Ended, pair_image};
 use qemu_tests::vm::{BOOT_PATIENCE, Lifetime, Vm};
 use std::time::Duration;
 
 /// Emulated, both at once, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 const WRONG: &str = "1111-2222";
-
-/// A site that ends with the test.
-struct Ended<'a>(&'a Site);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.down() {
-            eprintln!("{error:#}");
-        }
-    }
-}
 
 fn says(vm: &Vm, words: &str) -> Result<()> {
     let said = || {
