@@ -11,6 +11,7 @@ use crate::ha::message::StandbyName;
 use crate::ha::register::VoterId;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use socket2::{SockRef, TcpKeepalive};
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -29,6 +30,10 @@ const FRAME_MAX: usize = CHUNK + 16;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The same while there is another address to try: a cable that is cut must not cost each stream all that time.
 const GLANCE: Duration = Duration::from_millis(500);
+/// A stream on which nothing comes is asked whether it is alive after so long, then again and again, so many times.
+const KEEP_IDLE: Duration = Duration::from_secs(10);
+const KEEP_AGAIN: Duration = Duration::from_secs(5);
+const KEEP_TIMES: u32 = 4;
 
 /// What a stream is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +126,7 @@ pub async fn connect(
 
 async fn connect_to(ends: &Ends<'_>, address: SocketAddr, purpose: Purpose) -> Result<(Reader, Writer)> {
     let mut tcp = TcpStream::connect(address).await?;
-    tcp.set_nodelay(true)?;
+    prepare(&tcp)?;
     let prologue = prologue(ends, ends.voter, ends.peer);
     let mut noise = noise(ends, &prologue, true)?;
     let mut buffer = vec![0; 256];
@@ -146,7 +151,7 @@ pub async fn accept(ends: &Ends<'_>, life: u64, tcp: TcpStream) -> Result<(Purpo
 }
 
 async fn answer(ends: &Ends<'_>, life: u64, mut tcp: TcpStream) -> Result<(Purpose, Reader, Writer)> {
-    tcp.set_nodelay(true)?;
+    prepare(&tcp)?;
     let expected = prologue(ends, ends.peer, ends.voter);
     let mut said = vec![0; expected.len()];
     tcp.read_exact(&mut said).await?;
@@ -162,6 +167,16 @@ async fn answer(ends: &Ends<'_>, life: u64, mut tcp: TcpStream) -> Result<(Purpo
     let opening: Opening = postcard::from_bytes(purpose).context("a stream does not say what it is for")?;
     ensure!(opening.session == life, "a stream of another life of the peer than the one that is listened to");
     Ok((opening.purpose, reader, writer))
+}
+
+/// Chunks leave at once, and a peer whose power is gone is noticed by who waits for its word: nobody else ends that stream (tcp(7)).
+fn prepare(tcp: &TcpStream) -> Result<()> {
+    tcp.set_nodelay(true)?;
+    let alive = TcpKeepalive::new().with_time(KEEP_IDLE).with_interval(KEEP_AGAIN).with_retries(KEEP_TIMES);
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_keepalive(&alive)?;
+    socket.set_tcp_user_timeout(Some(KEEP_IDLE + KEEP_TIMES * KEEP_AGAIN))?;
+    Ok(())
 }
 
 async fn send(tcp: &mut TcpStream, bytes: &[u8]) -> Result<()> {
@@ -224,5 +239,22 @@ impl Writer {
         let written = u16::try_from(length).context("a frame is too long")?;
         self.frame[..2].copy_from_slice(&written.to_le_bytes());
         write_guarded(&mut self.tcp, &self.frame[..2 + length], verdict, changed).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_whose_other_end_vanished_does_not_last() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let socket = SockRef::from(&tcp);
+        assert!(!socket.keepalive().unwrap());
+        prepare(&tcp).unwrap();
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEP_IDLE);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
     }
 }
