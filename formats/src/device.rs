@@ -169,12 +169,19 @@ pub struct HaSettings {
     pub virtual_ip: Option<String>,
 }
 
-/// Address and length of the prefix of `192.0.2.10/24`; nothing if it is none, or one that no host can have.
+/// Address and length of the prefix of `192.0.2.10/24`; nothing if it is none, one that no host of that network can have, or a
+/// network of one address, which no interface has another one of.
 pub fn virtual_ip(text: &str) -> Option<(Ipv4Addr, u8)> {
     let (ip, prefix) = text.split_once('/')?;
     let (ip, prefix) = (ip.parse::<Ipv4Addr>().ok()?, prefix.parse().ok()?);
     let host = !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && !ip.is_broadcast();
-    (host && (1..=32).contains(&prefix)).then_some((ip, prefix))
+    (host && (1..=31).contains(&prefix) && !is_of_all(ip, prefix)).then_some((ip, prefix))
+}
+
+/// Whether it is the network itself, or its broadcast address; two hosts alone have neither (RFC 3021).
+fn is_of_all(ip: Ipv4Addr, prefix: u8) -> bool {
+    let hosts = u32::MAX >> prefix;
+    prefix < 31 && [0, hosts].contains(&(ip.to_bits() & hosts))
 }
 
 /// Policy on loss of the peer.

@@ -198,15 +198,15 @@ fn a_full_disk_of_the_standby_does_not_stop_writes() {
     full_disk("fullstandby", Node::B);
 }
 
-/// Each flush of the primary takes 100 ms longer: slow, but no reason for anything.
+/// Each flush of the primary takes 200 ms longer: slow, but no reason for anything.
 #[test]
 fn a_slow_disk_is_no_lost_disk() {
-    let site = Site::with("slowdisk", Plan::default().slow_disk(Node::A, Duration::from_millis(100)));
+    let site = Site::with("slowdisk", Plan::default().slow_disk(Node::A, Duration::from_millis(200)));
     let mut clients = site.clients(2);
     clients.wait_for_acks(20, LONG);
     let before = site.status(Node::A).unwrap()["epoch"].clone();
     let pause = clients.longest_pause(Duration::from_secs(10));
-    println!("each flush 100 ms slower: longest pause {pause:?}");
+    println!("each flush 200 ms slower: longest pause {pause:?}");
     let status = site.status(Node::A).unwrap();
     assert_eq!((&status["epoch"], &status["phase"]), (&before, &"Leading".into()), "{status}");
     clients.wait_for_more(20, LONG);

@@ -2,6 +2,7 @@
 //!
 //! It does not know which of these is due (`super::super::lead`). PostgreSQL documentation: pg_rewind, pg_basebackup, pg_waldump.
 
+use super::control_file;
 use super::server;
 use super::session;
 use super::settings::{self, CONTROL, OWNER, Role};
@@ -144,7 +145,7 @@ async fn export(site: &Site) -> Result<()> {
     if !data.join("global/pg_control").exists() {
         return Ok(());
     }
-    let control = server::control(site, data).await?;
+    let control = control_file::read(site, data).await?;
     let Some(register) = site.register() else { return Ok(()) };
     ensure!(control.system_id == register.system_id, "the directory holds another database");
     let folder = site.config.state.join("exports");
@@ -180,7 +181,7 @@ async fn export(site: &Site) -> Result<()> {
     Ok(())
 }
 
-async fn read_rows(site: &Site, sockets: &Path, from: u64, control: server::Control) -> Result<String> {
+async fn read_rows(site: &Site, sockets: &Path, from: u64, control: control_file::Control) -> Result<String> {
     let until = Instant::now() + RECOVERY;
     let client = loop {
         match session::connect(sockets, &site.config.postgres.database).await {

@@ -9,6 +9,7 @@
 //! - `listen`: sockets that others call; `relay`: bytes from one side to the other while a gate allows it;
 //! - `port`: the local datastore port; `tunnel`: what passes between the two nodes;
 //! - `settings`: Postgres' files, written from the register; `server`: its process; `session`: what it is asked;
+//! - `control_file`: what its directory says while it is down;
 //! - `timeline`: what its log must have before it recovers or is promoted alone;
 //! - `copy`: export, rewind, full copy;
 //! - `site`: what the parts of a node share; `node`: its loop; `talk`: what it says and hears; `serial`: over a cable, too, in frames of `slip`;
@@ -22,6 +23,7 @@
 mod address;
 mod config;
 mod control;
+mod control_file;
 mod copy;
 pub mod enrol;
 mod filter;

@@ -10,7 +10,7 @@ use super::identity::{Identity, Number};
 use super::listen::socket;
 use super::machine;
 use super::record;
-use super::saved::{self, Opened, Store};
+use super::saved::{self, Counters, Opened, Store};
 use super::seal::{self, Freshness};
 use super::serial::Line;
 use super::server;
@@ -90,8 +90,8 @@ pub fn platform(config: &Config) -> Result<Platform> {
 }
 
 /// Where a node's state and its counters are.
-pub fn files(config: &Config) -> (PathBuf, Vec<PathBuf>) {
-    let counters = [config.run.join("count")].into_iter().chain(config.counter.clone()).collect();
+pub fn files(config: &Config) -> (PathBuf, Counters) {
+    let counters = Counters { boot: config.run.join("count"), kept: config.counter.clone() };
     (config.state.join("voter"), counters)
 }
 

@@ -21,10 +21,37 @@ const STATE_MAX: u64 = 16 << 10;
 /// Bytes that are kept for states of a voter whose disk is full.
 const RESERVE: usize = 256 << 10;
 
+/// Files outside the state that count its changes.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    /// Dies with the boot, so it is not flushed: a slow disk must not cost time for it.
+    pub boot: PathBuf,
+    /// Durable, and in no backup of the state.
+    pub kept: Option<PathBuf>,
+}
+
+impl Counters {
+    /// Whether the state of this sequence is shown to be the newest: something counted, and nothing counted further.
+    fn show(&self, sequence: u64) -> bool {
+        let counts: Vec<u64> = [Some(&self.boot), self.kept.as_ref()]
+            .into_iter()
+            .flatten()
+            .filter_map(|path| count(path))
+            .collect();
+        counts.iter().all(|count| sequence >= *count) && !counts.is_empty()
+    }
+
+    fn write(&self, sequence: u64) -> Result<()> {
+        let text = sequence.to_string();
+        durable::replace(&self.boot, text.as_bytes(), 0o600)?;
+        self.kept.as_ref().map_or(Ok(()), |kept| durable::write(kept, text.as_bytes(), 0o600))
+    }
+}
+
 /// One voter's file and its counters.
 pub struct Store {
     path: PathBuf,
-    counters: Vec<PathBuf>,
+    counters: Counters,
     sequence: u64,
 }
 
@@ -63,7 +90,7 @@ pub struct Opened<T> {
 
 impl Store {
     /// The file again, where only its count was kept.
-    pub fn again(path: PathBuf, counters: Vec<PathBuf>, sequence: u64) -> Self {
+    pub fn again(path: PathBuf, counters: Counters, sequence: u64) -> Self {
         Self { path, counters, sequence }
     }
 
@@ -76,7 +103,7 @@ impl Store {
     ///
     /// # Errors
     /// If there is one, or it cannot be written.
-    pub fn create(path: &Path, counters: Vec<PathBuf>) -> Result<Number> {
+    pub fn create(path: &Path, counters: Counters) -> Result<Number> {
         if path.exists() {
             bail!("make a voter: {} exists already, and nothing replaces it", path.display());
         }
@@ -90,7 +117,7 @@ impl Store {
     ///
     /// # Errors
     /// Absent, damaged and unreadable are told apart; none of them is taken for a new voter.
-    pub fn open<T: DeserializeOwned>(path: &Path, counters: Vec<PathBuf>) -> Result<Opened<T>> {
+    pub fn open<T: DeserializeOwned>(path: &Path, counters: Counters) -> Result<Opened<T>> {
         let name = path.display();
         let size = std::fs::metadata(path).with_context(|| {
             format!(
@@ -106,9 +133,7 @@ impl Store {
                 "read the state {name}: it is damaged; nothing was changed; restore it or make a new voter"
             )
         })?;
-        let counts: Vec<u64> = counters.iter().filter_map(|path| count(path)).collect();
-        let newest = counts.iter().all(|count| stored.sequence >= *count) && !counts.is_empty();
-        let start = if newest || stored.value.is_none() {
+        let start = if counters.show(stored.sequence) || stored.value.is_none() {
             Start::Proven
         } else {
             Start::Unproven { life: Number::draw()?.0 }
@@ -139,9 +164,7 @@ impl Store {
             }
             other => other?,
         }
-        for counter in &self.counters {
-            durable::write(counter, sequence.to_string().as_bytes(), 0o600)?;
-        }
+        self.counters.write(sequence)?;
         self.sequence = sequence;
         Ok(())
     }
@@ -173,7 +196,8 @@ mod tests {
     #[test]
     fn a_state_from_a_backup_is_not_proven() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, counter) = (folder.path().join("voter"), vec![folder.path().join("count")]);
+        let counters = |name: &str| Counters { boot: folder.path().join(name), kept: None };
+        let (path, counter) = (folder.path().join("voter"), counters("count"));
         let voter = Store::create(&path, counter.clone()).unwrap();
         let mut opened = Store::open::<Acceptor>(&path, counter.clone()).unwrap();
         assert!(opened.value.is_none());
@@ -186,8 +210,11 @@ mod tests {
         std::fs::write(&path, &backup).unwrap();
         let old = Store::open::<Acceptor>(&path, counter.clone()).unwrap();
         assert!(matches!(old.start, Start::Unproven { .. }));
+        // Either count is enough to show it, whichever was lost with the boot.
+        let kept = Counters { boot: folder.path().join("none"), kept: Some(folder.path().join("count")) };
+        assert!(matches!(Store::open::<Acceptor>(&path, kept).unwrap().start, Start::Unproven { .. }));
         // Nothing outside shows anything: not proven either.
-        let lost = Store::open::<Acceptor>(&path, vec![folder.path().join("none")]).unwrap();
+        let lost = Store::open::<Acceptor>(&path, counters("none")).unwrap();
         assert!(matches!(lost.start, Start::Unproven { .. }));
     }
 
@@ -195,9 +222,10 @@ mod tests {
     fn absent_damaged_and_too_long_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("voter");
-        let error = |path: &Path| format!("{:#}", Store::open::<Acceptor>(path, Vec::new()).err().unwrap());
+        let counters = || Counters { boot: folder.path().join("count"), kept: None };
+        let error = |path: &Path| format!("{:#}", Store::open::<Acceptor>(path, counters()).err().unwrap());
         assert!(error(&path).contains("whose state is lost is a new voter"));
-        Store::create(&path, Vec::new()).unwrap();
+        Store::create(&path, counters()).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[12] ^= 1;
         std::fs::write(&path, &bytes).unwrap();

@@ -3,13 +3,13 @@
 //! Each start is preceded by a report that the server is down, with its files written anew. It does not know why a role is
 //! wanted, and it never restarts a server by itself.
 
+use super::control_file;
 use super::session::{self, PATIENCE};
 use super::settings::{self, CONTROL, Role};
 use super::site::Site;
 use super::timeline;
 use crate::clock::boot_ms;
 use crate::durable;
-use crate::ha::register::Lsn;
 use crate::ha::state::{Event, Server};
 use crate::ha::want::{Names, Postgres, Tunnel};
 use anyhow::{Context, Result, bail};
@@ -35,17 +35,6 @@ const PROGRESS_MS: u64 = 500;
 const SLOT_MS: u64 = 2_000;
 /// After a failed start.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// What `pg_controldata` says of a directory whose server is down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Control {
-    /// The database's own number.
-    pub system_id: u64,
-    /// The timeline of its log.
-    pub timeline: u32,
-    /// End of the log after a clean stop as primary.
-    pub end: Option<Lsn>,
-}
 
 /// The server's process, if it runs, and a session with it.
 struct Process {
@@ -79,55 +68,6 @@ pub async fn tool(site: &Site, name: &str, args: &[&str]) -> Result<String> {
     let said = String::from_utf8_lossy(&output.stderr);
     let last: Vec<&str> = said.lines().rev().take(3).collect();
     bail!("`{name}` ended with {}: {}", output.status, last.into_iter().rev().collect::<Vec<_>>().join(" | "))
-}
-
-/// Reads a directory whose server is down.
-///
-/// # Errors
-/// If it is no database.
-pub async fn control(site: &Site, data: &Path) -> Result<Control> {
-    check_version(site, data)?;
-    let text = tool(site, "pg_controldata", &["-D", &data.display().to_string()]).await?;
-    parse_control(&text)
-}
-
-/// A directory of another major version is not touched.
-fn check_version(site: &Site, data: &Path) -> Result<()> {
-    let path = data.join("PG_VERSION");
-    let made = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let (made, ours) = (made.trim(), site.platform.postgres_major.to_string());
-    if made != ours {
-        bail!(
-            "the database in {} was made by Postgres {made}, but this node has {ours}: nothing was changed; give the node \
-             Postgres {made} again, or move the directory away and have it copied anew",
-            data.display()
-        );
-    }
-    Ok(())
-}
-
-fn parse_control(text: &str) -> Result<Control> {
-    let value = |name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim())
-    };
-    let number = |name: &str| value(name).and_then(|value| value.parse::<u32>().ok());
-    let system_id = value("Database system identifier").and_then(|value| value.parse().ok());
-    let checkpoint = number("Latest checkpoint's TimeLineID").context("pg_controldata says no timeline")?;
-    let recovery = number("Min recovery ending loc's timeline").unwrap_or(0);
-    let end = value("Latest checkpoint location").and_then(position);
-    Ok(Control {
-        system_id: system_id.context("pg_controldata says no system identifier")?,
-        timeline: checkpoint.max(recovery),
-        // The checkpoint of the stop is the last record; whoever has its first byte has all that was committed.
-        end: end.filter(|_| value("Database cluster state") == Some("shut down")).map(|lsn| lsn + 1),
-    })
-}
-
-/// `1/2A` as a number.
-pub fn position(text: &str) -> Option<Lsn> {
-    let (high, low) = text.split_once('/')?;
-    Some(u64::from_str_radix(high, 16).ok()? << 32 | u64::from_str_radix(low, 16).ok()?)
 }
 
 /// The process that has a directory, as its lock file says.
@@ -256,7 +196,7 @@ impl Process {
         if !data.join("global/pg_control").exists() {
             return Ok(());
         }
-        let control = control(&self.site, data).await?;
+        let control = control_file::read(&self.site, data).await?;
         let server = Server::Down { end: control.end };
         self.site.report(Event::Postgres { system_id: control.system_id, server }).await;
         Ok(())
@@ -291,7 +231,7 @@ impl Process {
             return Ok(());
         }
         let data = self.site.config.postgres.data.clone();
-        let control = control(&self.site, &data).await?;
+        let control = control_file::read(&self.site, &data).await?;
         self.recovering = match want {
             Postgres::Standby { .. } => true,
             Postgres::Primary { timeline, .. } => control.timeline < timeline,
@@ -399,7 +339,7 @@ impl Process {
         }
         self.write(want, true)?;
         let data = &self.site.config.postgres.data;
-        let control = control(&self.site, data).await?;
+        let control = control_file::read(&self.site, data).await?;
         timeline::complete(&data.join("pg_wal"), control.timeline)?;
         Ok(())
     }
@@ -417,7 +357,11 @@ impl Process {
         }
         self.write(want, true)?;
         let data = &self.site.config.postgres.data;
-        timeline::reserve(&data.join("pg_wal"), control(&self.site, data).await?.timeline, wanted)?;
+        timeline::reserve(
+            &data.join("pg_wal"),
+            control_file::read(&self.site, data).await?.timeline,
+            wanted,
+        )?;
         client.simple_query("SELECT pg_promote(true, 30)").await.context("promote Postgres")?;
         self.recovering = false;
         tracing::info!("Postgres promoted");
@@ -473,29 +417,4 @@ pub fn spawn(site: &Site, data: &Path, file: &Path) -> Result<Child> {
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("start {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STOPPED: &str = "pg_control version number:            1300\n\
-        Database system identifier:           7300000000000000001\n\
-        Database cluster state:               shut down\n\
-        Latest checkpoint location:           1/3000028\n\
-        Latest checkpoint's TimeLineID:       2\n\
-        Min recovery ending loc's timeline:   0\n";
-
-    #[test]
-    fn the_end_of_the_log_is_known_only_after_a_clean_stop() {
-        let control = parse_control(STOPPED).unwrap();
-        assert_eq!((control.system_id, control.timeline), (7_300_000_000_000_000_001, 2));
-        assert_eq!(control.end, Some((1 << 32) + 0x300_0029));
-        let crashed = STOPPED.replace("shut down", "in production").replace("timeline:   0", "timeline:   3");
-        let control = parse_control(&crashed).unwrap();
-        assert_eq!((control.timeline, control.end), (3, None));
-        let standby = STOPPED.replace("shut down", "shut down in recovery");
-        assert_eq!(parse_control(&standby).unwrap().end, None);
-        assert!(parse_control("").is_err());
-    }
 }

@@ -63,7 +63,7 @@ fn parent(text: &str) -> Option<(u32, u64)> {
     let line = text.lines().rev().find(|line| !line.trim().is_empty() && !line.starts_with('#'))?;
     let mut fields = line.split_ascii_whitespace();
     let timeline = fields.next()?.parse().ok()?;
-    Some((timeline, super::server::position(fields.next()?)?))
+    Some((timeline, super::control_file::position(fields.next()?)?))
 }
 
 /// Completes the first segment of the newest timeline after `now`, the last one that this node recovered along, from the segment

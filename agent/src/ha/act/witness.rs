@@ -3,7 +3,7 @@
 //! A site is two files: the keys of its nodes, and the voter's state. It does not know databases.
 
 use super::identity::{Identity, Number, Point, PublicKey};
-use super::saved::{Opened, Store};
+use super::saved::{Counters, Opened, Store};
 use super::seal::{self, Envelope, Header, Stamp};
 use crate::clock::boot_us;
 use crate::ha::acceptor::Acceptor;
@@ -58,13 +58,10 @@ struct Place {
 
 impl Folders {
     /// The files of one site: nodes, state, counters.
-    pub fn of(&self, site: Number) -> (PathBuf, PathBuf, Vec<PathBuf>) {
-        let counters = [Some(&self.run), self.counters.as_ref()];
-        (
-            self.state.join(format!("{site}.json")),
-            self.state.join(format!("{site}.state")),
-            counters.into_iter().flatten().map(|folder| folder.join(site.to_string())).collect(),
-        )
+    pub fn of(&self, site: Number) -> (PathBuf, PathBuf, Counters) {
+        let count = |folder: &PathBuf| folder.join(site.to_string());
+        let counters = Counters { boot: count(&self.run), kept: self.counters.as_ref().map(count) };
+        (self.state.join(format!("{site}.json")), self.state.join(format!("{site}.state")), counters)
     }
 }
 
