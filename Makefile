@@ -101,7 +101,7 @@ OTHER_VM_ENV = FARHOLD_TEST_IMAGE_DIR=$(CURDIR)/$(IMAGE)-$(OTHER) FARHOLD=$(CURD
 OTHER_TESTS := boots_to_running installs_from_a_stick recovery_needs_no_slot updates_over_a_slow_link falls_back_to_the_other_release moves_to_the_other_slot two_builds_are_identical
 
 # The tests of the pair run real servers in network namespaces, those of MQTT a real broker.
-test: PACKAGES += postgresql iproute2 util-linux iptables faketime strace mosquitto openssl
+test: PACKAGES += postgresql iproute2 util-linux iptables faketime strace e2fsprogs mosquitto openssl
 test: image ## all tests that fit in CI
 	RUST_TEST_THREADS=4 $(CARGO) test --release --workspace --exclude qemu-tests  # those of the pair mostly wait
 	$(VM_ENV) $(CARGO) test --release -p qemu-tests -- --test-threads=1

@@ -3,14 +3,14 @@
 use super::client::{connect, variable};
 use super::site::{Node, Site};
 use std::time::{Duration, Instant};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, Statement};
 
 const LONG: Duration = Duration::from_secs(180);
 /// Writers at once where throughput is measured.
 const WRITERS: usize = 8;
 /// Slices of each way, in turn.
-const SLICES: usize = 6;
-const SLICE: Duration = Duration::from_secs(2);
+const SLICES: usize = 15;
+const SLICE: Duration = Duration::from_secs(1);
 
 fn load() -> String {
     std::fs::read_to_string("/proc/loadavg").unwrap().split(' ').take(3).collect::<Vec<_>>().join(" ")
@@ -102,14 +102,24 @@ async fn direct() -> Client {
 /// Port, direct, and direct once more: the last two are equal, so their difference is the noise.
 const WAYS: [&str; 3] = ["port", "direct", "direct again"];
 
-async fn session(way: usize) -> Client {
-    if way == 0 { connect().await.unwrap() } else { direct().await }
+/// One writer. Its statement is prepared once, as kine's driver does: a write is one question and one answer.
+struct Writer {
+    client: Client,
+    insert: Statement,
 }
 
-async fn write(client: &Client, key: &str, count: i64) {
-    let insert = "INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) \
-                  VALUES ($1, 0, 0, 0, $2, 0, $3)";
-    client.execute(insert, &[&key, &count, &vec![b'x'; 300].as_slice()]).await.unwrap();
+impl Writer {
+    async fn new(way: usize) -> Self {
+        let client = if way == 0 { connect().await.unwrap() } else { direct().await };
+        let insert = "INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) \
+                      VALUES ($1, 0, 0, 0, $2, 0, $3)";
+        let insert = client.prepare(insert).await.unwrap();
+        Self { client, insert }
+    }
+
+    async fn write(&self, key: &str, count: i64) {
+        self.client.execute(&self.insert, &[&key, &count, &[b'x'; 300].as_slice()]).await.unwrap();
+    }
 }
 
 /// Runs on the primary: one write after the other, each way in turn; then many writers, each way in slices in turn.
@@ -121,15 +131,15 @@ pub async fn work() {
 async fn latency() {
     let mut sessions = Vec::new();
     for way in 0..WAYS.len() {
-        sessions.push((session(way).await, Vec::new()));
+        sessions.push((Writer::new(way).await, Vec::new()));
     }
     for count in 0..number("FARHOLD_HA_BENCH_WRITES", 3000) {
         // Who is first changes, so that nobody always follows the same one.
         for turn in 0..WAYS.len() {
             let way = (turn + count) % WAYS.len();
-            let (client, times) = &mut sessions[way];
+            let (writer, times) = &mut sessions[way];
             let began = Instant::now();
-            write(client, &format!("/bench/{way}"), i64::try_from(count).unwrap()).await;
+            writer.write(&format!("/bench/{way}"), i64::try_from(count).unwrap()).await;
             times.push(began.elapsed());
         }
     }
@@ -158,23 +168,23 @@ async fn latency() {
 }
 
 async fn throughput() {
-    let mut sessions: Vec<Vec<Client>> = Vec::new();
+    let mut sessions: Vec<Vec<Writer>> = Vec::new();
     for way in 0..WAYS.len() {
-        let mut clients = Vec::new();
+        let mut writers = Vec::new();
         for _ in 0..WRITERS {
-            clients.push(session(way).await);
+            writers.push(Writer::new(way).await);
         }
-        sessions.push(clients);
+        sessions.push(writers);
     }
     let mut rates = [const { Vec::new() }; WAYS.len()];
     let mut count = 1_i64 << 20;
     for slice in 0..SLICES * WAYS.len() {
         let way = (slice + slice / WAYS.len()) % WAYS.len();
         let began = Instant::now();
-        let writers = sessions[way].iter().enumerate().map(|(writer, client)| async move {
+        let writers = sessions[way].iter().enumerate().map(|(number, writer)| async move {
             let mut written = 0_i64;
             while began.elapsed() < SLICE {
-                write(client, &format!("/slice/{way}/{writer}"), count + written).await;
+                writer.write(&format!("/slice/{way}/{number}"), count + written).await;
                 written += 1;
             }
             written

@@ -1,12 +1,13 @@
 //! Random faults on real Postgres, in shards: each shard is one site that is used again and again, each schedule has its own
-//! seed, which picks what is killed, cut, stopped or made lossy, when and for how long. After each schedule everything is
+//! seed, which picks what is killed, cut, stopped, made lossy or without power, when and for how long. After each schedule everything is
 //! put right and the pair is in sync again; every few schedules all acknowledged writes are looked for on both ports.
 //!
 //! Replay: `FARHOLD_HA_SEED=<seed> FARHOLD_HA_SCHEDULES=1 cargo test --release -p agent --test ha_site campaign -- --ignored
 //! --nocapture`. Times differ from run to run, so a replay repeats the faults, not every order within them.
 
 use super::client::{self, Ack, Clients};
-use super::site::{Node, Site};
+use super::disks::Disks;
+use super::site::{Node, Plan, Site};
 use nix::sys::signal::Signal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -42,9 +43,14 @@ fn fault(site: &mut Site, dice: &mut Dice, down: &mut Vec<Node>) -> String {
     let fault = dice.roll(12);
     match fault {
         0 | 1 => {
-            site.kill(node);
+            let power = fault == 1 && site.plan.own_disks;
+            if power {
+                site.cut_power(&[node])
+            } else {
+                site.kill(node)
+            }
             down.push(node);
-            return format!("kill {node:?}");
+            return format!("{} {node:?}", if power { "power of" } else { "kill" });
         }
         2 => {
             site.kill(node);
@@ -113,7 +119,10 @@ fn look(site: &Site, acks: &[Ack], seed: u64) {
 }
 
 fn shard(number: u64, tally: &Tally) {
-    let mut site = Site::paired_quickly(&format!("campaign{number}"));
+    // Each new primary begins a segment of the log: a site of hundreds of schedules must let go of them.
+    let settings = &[("max_wal_size", "128MB"), ("min_wal_size", "64MB")];
+    let plan = Plan { own_disks: Disks::possible(), ..Plan::quick().with_settings(settings) };
+    let mut site = Site::with(&format!("campaign{number}"), plan);
     let mut acks: Vec<Ack> = Vec::new();
     let mut last = 0;
     loop {

@@ -9,6 +9,7 @@
 mod bench;
 mod campaign;
 mod client;
+mod disks;
 mod faults;
 mod k3s;
 mod links;
@@ -18,6 +19,7 @@ mod pairing;
 mod paths;
 mod plan;
 mod port;
+mod power;
 mod refused;
 mod relay;
 mod site;

@@ -1,6 +1,7 @@
 //! The site's network: one namespace per party on a bridge, all inside one user namespace of an ordinary user. A second
 //! bridge stands for a second cable, which is never cut.
 
+use super::disks::Disks;
 use super::site::Node;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -17,12 +18,19 @@ const SETUP: &str = "set -e; mount -t tmpfs t /run; mkdir /run/netns; ip link se
 pub struct Net {
     holder: Child,
     pid: String,
+    disks: Option<Disks>,
 }
 
 impl Net {
-    pub fn new() -> Self {
-        let mut holder = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--mount", "--net", "--kill-child", "sh", "-c", SETUP])
+    /// With disks, what is mounted there appears here.
+    pub fn new(disks: Option<Disks>) -> Self {
+        let (mut unshare, spread) = match &disks {
+            Some(disks) => (disks.inside("unshare"), "slave"),
+            None => (Command::new("unshare"), "private"),
+        };
+        let mut holder = unshare
+            .args(["--user", "--map-root-user", "--mount", "--propagation", spread, "--net"])
+            .args(["--kill-child", "sh", "-c", SETUP])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -35,7 +43,12 @@ impl Net {
             "network namespaces cannot be made here: see what `unshare` or `ip` said above"
         );
         let pid = holder.id().to_string();
-        Self { holder, pid }
+        Self { holder, pid, disks }
+    }
+
+    /// The parties' disks, in a site that has some.
+    pub fn disks(&self) -> &Disks {
+        self.disks.as_ref().expect("a plan with disks")
     }
 
     /// A command as root of the namespaces, in a party's network.

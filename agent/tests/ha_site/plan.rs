@@ -56,6 +56,8 @@ pub struct Plan {
     pub wrap: Option<(Node, Vec<String>)>,
     /// A disk of so many MiB for one node.
     pub small_disk: Option<(Node, u32)>,
+    /// A disk for every party, which power cuts can strike.
+    pub own_disks: bool,
     /// Every message and stream takes so long on its way.
     pub delay_ms: Option<u64>,
     /// With a delay: messages that arrived once arrive again and again.
@@ -71,6 +73,7 @@ impl Default for Plan {
             env: Vec::new(),
             wrap: None,
             small_disk: None,
+            own_disks: false,
             delay_ms: None,
             replays: false,
         }

@@ -3,6 +3,7 @@
 mod watch;
 
 use super::client::{self, Ack, Clients};
+use super::disks::Disks;
 use super::net::Net;
 pub use super::plan::{Node, Plan};
 use nix::sys::signal::Signal;
@@ -20,9 +21,13 @@ pub struct Site {
     _guard: tempfile::TempDir,
     running: Vec<(Node, Child)>,
     relays: Vec<Child>,
-    plan: Plan,
+    /// Whose power was cut.
+    pub dark: Vec<Node>,
+    pub plan: Plan,
 }
 
+/// A party's own disk.
+const DISK_MIB: u64 = 1024;
 const SITE: &str = "00000000000000aa";
 
 pub fn agent() -> &'static str {
@@ -70,6 +75,9 @@ impl Site {
         site.configure(Node::A, Some(&b), w.as_ref());
         site.configure(Node::B, Some(&a), w.as_ref());
         site.relay();
+        for node in Node::ALL.into_iter().filter(|_| site.plan.own_disks) {
+            site.net.disks().flush(&site.home(node));
+        }
         site.parties().into_iter().for_each(|node| site.start(node));
         site.wait(Node::A, Duration::from_secs(60), |status| status["phase"] == "Alone(Apart)");
         site.ha(Node::A, &["apply"]);
@@ -80,8 +88,13 @@ impl Site {
     pub fn empty(name: &str, plan: Plan) -> Self {
         let guard = tempfile::Builder::new().prefix(&format!("ha-{name}-")).tempdir().unwrap();
         let folder = guard.path().to_owned();
-        let site =
-            Self { net: Net::new(), folder, _guard: guard, running: Vec::new(), relays: Vec::new(), plan };
+        let net = Net::new(plan.own_disks.then(Disks::new));
+        let (running, relays, dark) = (Vec::new(), Vec::new(), Vec::new());
+        let site = Self { net, folder, _guard: guard, running, relays, dark, plan };
+        for node in Node::ALL.into_iter().filter(|_| site.plan.own_disks) {
+            std::fs::create_dir_all(site.home(node)).unwrap();
+            site.net.disks().add(&site.home(node), DISK_MIB);
+        }
         if let Some((node, mib)) = site.plan.small_disk {
             std::fs::create_dir_all(site.home(node)).unwrap();
             site.net.small_disk(&site.home(node), mib);
@@ -174,6 +187,7 @@ impl Site {
     }
 
     pub fn start(&mut self, node: Node) {
+        self.light(node);
         let log = File::options()
             .create(true)
             .append(true)

@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
@@ -75,7 +75,8 @@ pub struct Ends<'a> {
 
 /// The receiving half.
 pub struct Reader {
-    tcp: OwnedReadHalf,
+    /// A length and what follows it are taken with one call: frames are small and many.
+    tcp: BufReader<OwnedReadHalf>,
     noise: Rc<RefCell<snow::TransportState>>,
     frame: Vec<u8>,
     plain: Vec<u8>,
@@ -196,7 +197,8 @@ async fn receive(tcp: &mut TcpStream, most: usize) -> Result<Vec<u8>> {
 fn halves(tcp: TcpStream, noise: snow::HandshakeState) -> Result<(Reader, Writer)> {
     let noise = Rc::new(RefCell::new(noise.into_transport_mode().context("end the handshake")?));
     let (read, write) = tcp.into_split();
-    let reader = Reader { tcp: read, noise: Rc::clone(&noise), frame: Vec::new(), plain: vec![0; CHUNK] };
+    let tcp = BufReader::with_capacity(2 + FRAME_MAX, read);
+    let reader = Reader { tcp, noise: Rc::clone(&noise), frame: Vec::new(), plain: vec![0; CHUNK] };
     Ok((reader, Writer { tcp: write, noise, frame: vec![0; 2 + FRAME_MAX] }))
 }
 
