@@ -5,6 +5,7 @@
 use formats::link::line::{Deframer, frame};
 use formats::link::message::Message;
 use formats::object::BlockSize;
+use nix::sys::resource::{UsageWho, getrusage};
 use qemu_tests::link::ends::End;
 use qemu_tests::link::parcel::{Parcel, program};
 use std::fs::File;
@@ -12,7 +13,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(500);
 /// Noise that is sent at once.
 const PIECE: usize = 4096;
 
-/// What came of fetching the object: whether it succeeded, its words, and the most memory, KiB.
+/// What came of fetching the object: whether it succeeded, its words, and the most memory that any program of this test has
+/// had so far, KiB, as the kernel counted it.
 fn fetch(parcel: &Parcel, source: &str) -> (bool, String, u64) {
     let geometry = parcel.object.geometry;
     let mut command = Command::new(program("FARHOLD_AGENT").unwrap());
@@ -41,20 +43,14 @@ fn fetch(parcel: &Parcel, source: &str) -> (bool, String, u64) {
     command.args(["--block-log2", &geometry.block().log2().to_string(), "--out"]);
     command.arg(parcel.repository().join("out")).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.env("NO_PROXY", "*").spawn().unwrap();
-    let (begun, mut most) = (Instant::now(), 0);
+    let begun = Instant::now();
     while child.try_wait().unwrap().is_none() {
-        most = resident_kib(&child).unwrap_or(most);
         assert!(begun.elapsed() < PATIENCE, "{source}: it goes on for ever");
         std::thread::sleep(Duration::from_millis(20));
     }
     let output = child.wait_with_output().unwrap();
+    let most = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap().max_rss().try_into().unwrap();
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned(), most)
-}
-
-fn resident_kib(child: &Child) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// Ends a liar also when a test fails.
