@@ -250,6 +250,11 @@ fn a_killed_build_leaves_nothing_in_place_and_resumes() {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!was_running || !desk.path("out").exists(), "half an output after {wait} ms");
+        let until = Instant::now() + Duration::from_secs(10);
+        while !processes_of(&desk.cache).is_empty() {
+            assert!(Instant::now() < until, "left behind: {:?}", processes_of(&desk.cache));
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
     let output = desk.build().arg("--json").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -260,6 +265,14 @@ fn a_killed_build_leaves_nothing_in_place_and_resumes() {
     };
     assert_eq!(disk(&resumed), disk(&report));
     assert_eq!(desk.leftovers(), ["out"]);
+}
+
+/// Command lines of programs out of this cache.
+fn processes_of(cache: &Path) -> Vec<String> {
+    let lines = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let lines = lines.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+    lines.filter(|line| line.contains(&format!("{}/derived", cache.display()))).collect()
 }
 
 fn link_tree(from: &Path, to: &Path) {

@@ -72,23 +72,43 @@ impl ToolCommand {
     /// # Errors
     /// If it cannot be started, does not end with status 0, or `feed` fails.
     pub fn run_with(&mut self, feed: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<Vec<u8>> {
-        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = self.command.spawn().with_context(|| format!("start {}", self.line()))?;
+        let mut child = self.tied().spawn().with_context(|| format!("start {}", self.line()))?;
         let (fed, output, errors) = std::thread::scope(|scope| {
             let output = child.stdout.take().map(|pipe| scope.spawn(move || read_all(pipe)));
             let errors = child.stderr.take().map(|pipe| scope.spawn(move || read_last(pipe)));
             let fed = feed_child(&mut child, feed);
+            if fed.as_ref().is_err_and(|error| !is_broken_pipe(error)) {
+                // A stream that ends in its middle is no reason for every tool to end.
+                drop(child.kill());
+            }
             let join = |thread: Option<std::thread::ScopedJoinHandle<'_, Vec<u8>>>| {
                 thread.and_then(|thread| thread.join().ok()).unwrap_or_default()
             };
             (fed, join(output), join(errors))
         });
         let status = child.wait().with_context(|| format!("wait for {}", self.line()))?;
+        if fed.as_ref().is_err_and(|error| !is_broken_pipe(error)) {
+            return fed.map(|()| output).with_context(|| format!("feed {}", self.tool.name()));
+        }
         if !status.success() {
             bail!("{}", self.failure(status, &String::from_utf8_lossy(&errors)));
         }
         fed.with_context(|| format!("feed {}", self.tool.name()))?;
         Ok(output)
+    }
+
+    /// The call, tied to this thread, which waits for it: a builder that is killed leaves no tool behind. mkfs.erofs would go
+    /// round for ever at the end of half a stream.
+    fn tied(&self) -> Command {
+        let mut tied = Command::new("/usr/bin/setpriv");
+        tied.args(["--pdeathsig", "KILL", "--"]).arg(self.command.get_program());
+        tied.args(self.command.get_args()).env_clear();
+        tied.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        if let Some(folder) = self.command.get_current_dir() {
+            tied.current_dir(folder);
+        }
+        tied.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        tied
     }
 
     fn failure(&self, status: ExitStatus, errors: &str) -> String {
@@ -118,6 +138,12 @@ fn feed_child(child: &mut Child, feed: impl FnOnce(&mut dyn Write) -> Result<()>
     let mut pipe = std::io::BufWriter::with_capacity(1 << 20, pipe);
     feed(&mut pipe)?;
     pipe.flush().context("write to its standard input")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 fn read_all(mut pipe: impl Read) -> Vec<u8> {
