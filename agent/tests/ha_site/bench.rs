@@ -41,7 +41,7 @@ pub fn outages() {
     let mut primary = Node::A;
     let (mut kills, mut partitions, mut hand_overs) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..3 * times {
-        clients.wait_for_acks(30, LONG);
+        clients.wait_for_more(30, LONG);
         let other = primary.other();
         let outage = match turn % 3 {
             0 => {
@@ -53,7 +53,7 @@ pub fn outages() {
                 clients.outage(other, LONG)
             }
             _ => {
-                site.ask_switch_over(primary);
+                site.ha(primary, &["switchover"]);
                 clients.longest_pause(Duration::from_secs(5))
             }
         };

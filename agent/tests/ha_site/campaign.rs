@@ -112,7 +112,6 @@ struct Tally {
 fn look(site: &Site, acks: &[Ack], seed: u64) {
     for node in [Node::A, Node::B] {
         if let Err(violation) = client::check(acks, &site.rows(node)) {
-            site.show_logs();
             panic!("VIOLATION at or within {LOOK} schedules before seed {seed}: {node:?}: {violation}");
         }
     }

@@ -179,13 +179,9 @@ impl Clients {
         let (tell, told) = channel();
         let mut children = Vec::new();
         for (at, node) in nodes.iter().copied().cycle().take(nodes.len() * on_each).enumerate() {
-            let mut child = site
-                .client(node, "write")
-                .env("FARHOLD_HA_ME", format!("c{at}"))
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
+            let mut client = site.client(node, "write");
+            client.env("FARHOLD_HA_ME", format!("c{at}")).stdout(Stdio::piped()).stderr(Stdio::null());
+            let mut child = client.spawn().unwrap();
             let (lines, tell) = (BufReader::new(child.stdout.take().unwrap()).lines(), tell.clone());
             std::thread::spawn(move || {
                 for ack in lines.map_while(Result::ok).filter_map(|line| parse(node.number(), &line)) {
@@ -211,7 +207,7 @@ impl Clients {
     }
 
     fn drain(&mut self) {
-        while self.next(Duration::from_millis(1)).is_some() {}
+        self.acks.extend(self.told.try_iter());
     }
 
     /// How many writes were acknowledged so far.
@@ -220,13 +216,9 @@ impl Clients {
         self.acks.len()
     }
 
-    pub fn wait_for_acks(&mut self, count: usize, patience: Duration) {
-        self.drain();
-        self.wait_for_more(count, patience);
-    }
-
-    /// Waits for so many more, whichever node acknowledges them.
+    /// Waits until so many are told from now on, whichever node acknowledges them.
     pub fn wait_for_more(&mut self, count: usize, patience: Duration) {
+        self.drain();
         let until = Instant::now() + patience;
         for seen in 0..count {
             let left = until.saturating_duration_since(Instant::now());

@@ -1,9 +1,9 @@
 //! Disks of their own for the parties: ext4 on loop devices, in a mount namespace that the site's own one follows. Power that
 //! goes takes every page that was not flushed, as the kernel's own way to shut a file system down does.
 
-use std::io::{BufRead, BufReader};
+use super::net::hold_namespaces;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// `FS_IOC_SHUTDOWN` with `NOLOGFLUSH`, as xfstests cut power (linux/include/uapi/linux/fs.h).
@@ -33,15 +33,9 @@ impl Disks {
 
     pub fn new() -> Self {
         let hold = "mount --make-rshared / && echo ready && exec sleep 100000";
-        let mut holder = Command::new("unshare")
-            .args(["--mount", "--kill-child", "sh", "-c", hold])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("start `unshare` (Debian: util-linux)");
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), "ready", "no mount namespace can be made here: see above");
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "--kill-child", "sh", "-c", hold]);
+        let holder = hold_namespaces(&mut unshare);
         Self { holder }
     }
 

@@ -12,7 +12,7 @@ const LONG: Duration = Duration::from_secs(180);
 fn a_primary_whose_database_hangs_loses_its_role() {
     let site = Site::paired_quickly("hungserver");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.signal_server(Node::A, Signal::SIGSTOP);
     clients.outage(Node::B, LONG);
     site.wait_alone(Node::B, LONG);
@@ -32,7 +32,7 @@ fn every_process_is_killed_in_turn() {
     let titled =
         of_primary.map(|title| (true, title)).into_iter().chain(of_standby.map(|title| (false, title)));
     for (of_primary, title) in titled {
-        clients.wait_for_acks(10, LONG);
+        clients.wait_for_more(10, LONG);
         let primary = site.primary(LONG);
         let node = if of_primary { primary } else { primary.other() };
         let hit = site.signal_titled(node, title, Signal::SIGKILL);
@@ -46,7 +46,7 @@ fn every_process_is_killed_in_turn() {
             let primary = site.primary(LONG);
             if of_primary { primary } else { primary.other() }
         };
-        clients.wait_for_acks(10, LONG);
+        clients.wait_for_more(10, LONG);
         site.kill_server(role(&site));
         clients.wait_for_more(20, LONG);
         site.wait_paired(LONG);
@@ -69,7 +69,7 @@ fn every_process_is_killed_in_turn() {
 fn a_primary_whose_agent_stops_loses_its_role_and_forwards_nothing_old() {
     let site = Site::paired_quickly("hungagent");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.signal_agent(Node::A, Signal::SIGSTOP);
     clients.outage(Node::B, LONG);
     clients.wait_for_more(20, LONG);
@@ -82,7 +82,7 @@ fn a_primary_whose_agent_stops_loses_its_role_and_forwards_nothing_old() {
 fn a_standby_that_hangs_does_not_stop_writes_for_long() {
     let site = Site::paired_quickly("hungstandby");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.signal(Node::B, Signal::SIGSTOP);
     site.wait_alone(Node::A, LONG);
     clients.wait_for_more(20, LONG);
@@ -120,7 +120,7 @@ fn clocks_that_jump_by_a_year_cost_nothing() {
     let mut clients = site.clients(2);
     let this_year = year(&site, Node::A);
     for (offset, years) in [("+366d\n", 1), ("-366d\n", -1), ("+0d\n", 0)] {
-        clients.wait_for_acks(20, LONG);
+        clients.wait_for_more(20, LONG);
         set(offset);
         clients.wait_for_more(50, LONG);
         let seen = year(&site, Node::A);
@@ -144,7 +144,7 @@ fn all_off_and_on_in_every_order() {
     let (a, b, w) = (Node::A, Node::B, Node::W);
     for order in [[a, b, w], [a, w, b], [b, a, w], [b, w, a], [w, a, b], [w, b, a]] {
         let mut clients = site.clients(2);
-        clients.wait_for_acks(20, LONG);
+        clients.wait_for_more(20, LONG);
         order.into_iter().for_each(|node| site.kill(node));
         site.start(order[0]);
         if order[0] != Node::W {
@@ -176,7 +176,7 @@ fn fill(site: &Site, node: Node) {
 fn full_disk(name: &str, full: Node) {
     let site = Site::with(name, small(full));
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     fill(&site, full);
     site.wait_alone(full.other(), LONG);
     clients.wait_for_more(30, LONG);
@@ -203,7 +203,7 @@ fn a_full_disk_of_the_standby_does_not_stop_writes() {
 fn a_slow_disk_is_no_lost_disk() {
     let site = Site::with("slowdisk", Plan::default().slow_disk(Node::A, Duration::from_millis(200)));
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     let before = site.status(Node::A).unwrap()["epoch"].clone();
     let pause = clients.longest_pause(Duration::from_secs(10));
     println!("each flush 200 ms slower: longest pause {pause:?}");

@@ -16,7 +16,7 @@ fn every_subset_of_links_is_cut() {
     let site = Site::paired_quickly("subsets");
     let mut clients = site.clients(2);
     for bits in 1..8 {
-        clients.wait_for_acks(10, LONG);
+        clients.wait_for_more(10, LONG);
         let cut = chosen(&LINKS, bits);
         cut.iter().for_each(|(a, b)| site.net.part(*a, *b));
         if cut.len() < LINKS.len() {
@@ -45,7 +45,7 @@ fn every_link_is_cut_one_way() {
     let site = Site::paired_quickly("oneways");
     let mut clients = site.clients(2);
     for (deaf, other) in ways() {
-        clients.wait_for_acks(10, LONG);
+        clients.wait_for_more(10, LONG);
         site.net.deafen(deaf, other);
         clients.wait_for_more(30, LONG);
         println!("{deaf:?} does not hear {other:?}: {} writes acknowledged so far", clients.acks());
@@ -62,7 +62,7 @@ fn every_subset_of_one_way_cuts() {
     let site = Site::paired_quickly("oneway-subsets");
     let mut clients = site.clients(2);
     for bits in 1..64 {
-        clients.wait_for_acks(10, LONG);
+        clients.wait_for_more(10, LONG);
         let cut = chosen(&ways(), bits);
         cut.iter().for_each(|(deaf, other)| site.net.deafen(*deaf, *other));
         let pause = clients.longest_pause(Duration::from_secs(4));
@@ -79,7 +79,7 @@ fn every_subset_of_one_way_cuts() {
 fn a_delay_of_half_a_second_on_every_link() {
     let mut site = Site::with("delay", Plan { delay_ms: Some(500), ..Plan::default() });
     let mut clients = site.clients(2);
-    clients.wait_for_acks(10, LONG);
+    clients.wait_for_more(10, LONG);
     site.kill(Node::A);
     let outage = clients.outage(Node::B, LONG);
     println!("500 ms on each way, kill -9 of the primary: writes again after {outage:?}");
@@ -96,7 +96,7 @@ fn what_is_said_again_later_changes_nothing() {
     let plan = Plan { delay_ms: Some(1), replays: true, ..Plan::quick() };
     let mut site = Site::with("replays", plan);
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     for node in [Node::B, Node::A] {
         site.switch_over(site.primary(LONG), LONG);
         // The dead node's words go on.
@@ -122,7 +122,7 @@ fn what_is_said_again_later_changes_nothing() {
 fn thirty_of_a_hundred_packets_are_lost() {
     let mut site = Site::paired("loss");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(10, LONG);
+    clients.wait_for_more(10, LONG);
     site.net.lose(30);
     clients.wait_for_more(30, LONG);
     site.kill(Node::A);

@@ -36,14 +36,14 @@ const LONG: Duration = Duration::from_secs(120);
 fn kill_9_of_the_primary_loses_no_acknowledged_write() {
     let mut site = Site::paired("kill");
     let mut clients = site.clients(3);
-    clients.wait_for_acks(30, LONG);
+    clients.wait_for_more(30, LONG);
     site.kill(Node::A);
     let outage = clients.outage(Node::B, LONG);
     println!("kill -9 of the primary: writes on the other node's port again after {outage:?}");
     site.start(Node::A);
     site.wait_paired(LONG);
     site.switch_over(Node::B, LONG);
-    clients.wait_for_acks(30, LONG);
+    clients.wait_for_more(30, LONG);
     site.prove(clients);
 }
 
@@ -51,14 +51,14 @@ fn kill_9_of_the_primary_loses_no_acknowledged_write() {
 fn an_isolated_primary_acknowledges_nothing_and_comes_back() {
     let site = Site::paired("isolated");
     let mut clients = site.clients(3);
-    clients.wait_for_acks(30, LONG);
+    clients.wait_for_more(30, LONG);
     site.net.isolate(Node::A);
     let outage = clients.outage(Node::B, LONG);
     println!("isolated primary: writes on the other node's port again after {outage:?}");
-    clients.wait_for_acks(30, LONG);
+    clients.wait_for_more(30, LONG);
     site.net.heal();
     site.wait_paired(LONG);
-    clients.wait_for_acks(30, LONG);
+    clients.wait_for_more(30, LONG);
     site.prove(clients);
 }
 
@@ -66,13 +66,13 @@ fn an_isolated_primary_acknowledges_nothing_and_comes_back() {
 fn a_one_way_partition_is_survived() {
     let site = Site::paired("oneway");
     let mut clients = site.clients(3);
-    clients.wait_for_acks(30, LONG);
+    clients.wait_for_more(30, LONG);
     // B hears A, A does not hear B.
     site.net.deafen(Node::A, Node::B);
     clients.wait_for_more(30, LONG);
     site.net.heal();
     site.wait_paired(LONG);
-    clients.wait_for_acks(30, LONG);
+    clients.wait_for_more(30, LONG);
     site.prove(clients);
 }
 
@@ -80,7 +80,7 @@ fn a_one_way_partition_is_survived() {
 fn without_the_witness_a_partition_blocks_and_nothing_is_lost() {
     let mut site = Site::paired("nowitness");
     let mut clients = site.clients(3);
-    clients.wait_for_acks(30, LONG);
+    clients.wait_for_more(30, LONG);
     site.kill(Node::W);
     clients.wait_for_more(30, LONG);
     site.net.part(Node::A, Node::B);
@@ -101,8 +101,8 @@ fn a_planned_hand_over_is_short_and_loses_nothing() {
     let site = Site::paired("handover");
     let mut clients = site.clients(3);
     for (from, to) in [(Node::A, Node::B), (Node::B, Node::A)] {
-        clients.wait_for_acks(30, LONG);
-        site.ask_switch_over(from);
+        clients.wait_for_more(30, LONG);
+        site.ha(from, &["switchover"]);
         let outage = clients.longest_pause(Duration::from_secs(6));
         println!("planned hand-over from {from:?}: longest pause between acknowledged writes {outage:?}");
         site.wait_leading(to, LONG);
@@ -117,7 +117,7 @@ fn everything_off_and_on_again() {
     let mut site = Site::paired("offon");
     for order in [[Node::A, Node::B, Node::W], [Node::W, Node::B, Node::A]] {
         let mut clients = site.clients(2);
-        clients.wait_for_acks(20, LONG);
+        clients.wait_for_more(20, LONG);
         order.into_iter().for_each(|node| site.kill(node));
         order.into_iter().rev().for_each(|node| site.start(node));
         clients.wait_for_more(20, LONG);
@@ -131,7 +131,7 @@ fn everything_off_and_on_again() {
 fn a_loser_is_rewound_and_its_rows_are_exported() {
     let mut site = Site::paired("rewind");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     // Rows are written here and wait: nothing of A reaches B any more.
     site.net.deafen(Node::B, Node::A);
     site.wait_stuck(Node::A, LONG);
@@ -158,7 +158,7 @@ fn a_loser_is_rewound_and_its_rows_are_exported() {
 fn a_witness_from_an_old_backup_gives_no_second_primary() {
     let mut site = Site::paired("oldwitness");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     let backup = site.back_up_witness();
     site.net.isolate(Node::B);
     site.wait_alone(Node::A, LONG);

@@ -15,6 +15,19 @@ const SETUP: &str = "set -e; mount -t tmpfs t /run; mkdir /run/netns; ip link se
     ip netns exec n$n ip addr add 10.7$((7 + c)).0.$n/24 dev eth$c; ip netns exec n$n ip link set eth$c up; done; done; \
     echo ready; exec sleep 100000";
 
+/// A process that says that its namespaces are ready, and holds them until it is killed.
+pub fn hold_namespaces(unshare: &mut Command) -> Child {
+    let mut holder = unshare
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start `unshare` (Debian: util-linux)");
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "ready", "namespaces cannot be made here: see what `unshare` or `ip` said above");
+    holder
+}
+
 pub struct Net {
     holder: Child,
     pid: String,
@@ -28,20 +41,8 @@ impl Net {
             Some(disks) => (disks.inside("unshare"), "slave"),
             None => (Command::new("unshare"), "private"),
         };
-        let mut holder = unshare
-            .args(["--user", "--map-root-user", "--mount", "--propagation", spread, "--net"])
-            .args(["--kill-child", "sh", "-c", SETUP])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("start `unshare` (Debian: util-linux)");
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(
-            line.trim(),
-            "ready",
-            "network namespaces cannot be made here: see what `unshare` or `ip` said above"
-        );
+        unshare.args(["--user", "--map-root-user", "--mount", "--propagation", spread, "--net"]);
+        let holder = hold_namespaces(unshare.args(["--kill-child", "sh", "-c", SETUP]));
         let pid = holder.id().to_string();
         Self { holder, pid, disks }
     }

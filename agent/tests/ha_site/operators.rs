@@ -16,7 +16,7 @@ fn without_witness(policy: fn(Node) -> &'static str) -> Plan {
 fn status_says_everything_and_what_would_happen() {
     let mut site = Site::paired_quickly("status");
     let mut clients = site.clients(1);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     let (a, b) = (site.status(Node::A).unwrap(), site.status(Node::B).unwrap());
     for (status, role, other) in [(&a, "primary, in sync", &b), (&b, "standby, in sync", &a)] {
         assert_eq!(
@@ -60,7 +60,7 @@ fn status_says_everything_and_what_would_happen() {
 fn hold_waits_for_the_operator_who_is_recorded() {
     let mut site = Site::with("hold", without_witness(|_| "hold"));
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.kill(Node::B);
     site.wait_deaf(Node::A, Duration::from_secs(3));
     let before = clients.acks();
@@ -104,7 +104,7 @@ fn the_preferred_node_goes_on_and_the_other_never() {
     let prefer_a = |node| if node == Node::A { "prefer-this" } else { "prefer-peer" };
     let mut site = Site::with("prefer", without_witness(prefer_a));
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.kill(Node::B);
     site.wait_alone(Node::A, LONG);
     clients.wait_for_more(20, LONG);
@@ -133,7 +133,7 @@ fn the_preferred_node_goes_on_and_the_other_never() {
 fn hold_and_apply_change_the_policy_while_writes_go_on() {
     let site = Site::paired_quickly("policy");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     assert!(site.try_ha(Node::A, &["hold"]).is_err(), "without the words nothing is done");
     site.ha(Node::A, &["hold", "--it-stops-writes"]);
     site.wait(Node::B, LONG, |status| status["policy"] == "hold" && status["mode"] == "paired");
@@ -150,7 +150,7 @@ fn hold_and_apply_change_the_policy_while_writes_go_on() {
 fn forced(name: &str, knows: bool) {
     let site = Site::paired_quickly(name);
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.net.isolate(Node::B);
     site.wait_alone(Node::A, LONG);
     if knows {
@@ -210,7 +210,7 @@ fn one_node_to_two_and_back_and_new_hardware_while_writes_go_on() {
     assert_eq!(site.status(Node::A).unwrap()["policy"], "one node");
     site.make_table();
     let mut clients = site.clients_on(Node::A, 2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
 
     // A second machine and a witness are enrolled; the running node is told.
     let b = site.enrol(Node::B, &[]);

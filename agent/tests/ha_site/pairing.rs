@@ -98,7 +98,7 @@ fn two_nodes_with_one_code_become_a_pair_and_one_with_another_code_does_not() {
     }
     site.make_table();
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.kill(Node::B);
     site.start(Node::B);
     site.wait_paired(LONG);

@@ -58,7 +58,7 @@ fn a_serial_cable_prevents_a_false_alarm() {
         site.wait(node, LONG, |status| status["serial_heard_ms"].as_u64().is_some_and(|ms| ms < 5_000));
     }
     for _ in 0..3 {
-        clients.wait_for_acks(20, LONG);
+        clients.wait_for_more(20, LONG);
         let epoch = site.status(Node::A).unwrap()["epoch"].as_u64();
         site.net.part(Node::A, Node::B);
         site.wait_alone(Node::A, LONG);
@@ -89,7 +89,7 @@ fn a_second_cable_carries_the_pair() {
     };
     let site = Site::with("cables", Plan { tweak: Box::new(tweak), ..Plan::quick() });
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.net.part(Node::A, Node::B);
     clients.wait_for_more(50, LONG);
     site.wait_paired(LONG);
@@ -112,7 +112,7 @@ fn a_second_cable_carries_the_pair() {
 fn a_serial_cable_carries_no_vote() {
     let site = Site::with("novote", with_cable(cable()));
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.net.isolate(Node::A);
     site.net.isolate(Node::B);
     for node in [Node::A, Node::B] {

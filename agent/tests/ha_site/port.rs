@@ -104,7 +104,7 @@ fn sessions_end_when_the_primary_changes() {
         let primary = site.primary(LONG);
         let sessions = [Node::A, Node::B].map(|node| Session::open(&site, node));
         if planned {
-            site.ask_switch_over(primary);
+            site.ha(primary, &["switchover"]);
             site.wait_leading(primary.other(), LONG);
         } else {
             site.net.isolate(primary);

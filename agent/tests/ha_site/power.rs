@@ -58,7 +58,7 @@ fn power_cuts_take_what_was_not_flushed() {
     let sets: [&[Node]; 7] = [&[a], &[b], &[w], &[a, w], &[b, w], &[a, b], &[a, b, w]];
     for off in sets {
         let mut clients = site.clients(2);
-        clients.wait_for_acks(40, LONG);
+        clients.wait_for_more(40, LONG);
         site.cut_power(off);
         if off.len() == 1 {
             clients.wait_for_more(20, LONG);
@@ -79,17 +79,19 @@ fn power_cuts_in_the_middle_of_a_rejoin() {
     }
     let mut site = Site::with("powerrejoin", plan());
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
     for (turn, off) in [Node::A, Node::B, Node::A, Node::B].into_iter().enumerate() {
+        clients.wait_for_more(20, LONG);
         site.cut_power(&[off]);
         clients.wait_for_more(20, LONG);
         site.power_on(&[off]);
-        std::thread::sleep(Duration::from_millis(400 * turn as u64));
-        site.cut_power(&[Node::A, Node::B]);
-        site.power_on(&[Node::A, Node::B]);
-        clients.wait_for_more(20, LONG);
+        for on_the_way in [30 * turn, 20] {
+            clients.wait_for_more(on_the_way, LONG);
+            site.cut_power(&[Node::A, Node::B]);
+            site.power_on(&[Node::A, Node::B]);
+        }
+        site.wait_paired(LONG);
     }
-    site.wait_paired(LONG);
+    clients.wait_for_more(20, LONG);
     site.prove(clients);
 }
 
@@ -111,7 +113,7 @@ fn a_holder_loses_its_power_in_the_middle_of_a_copy() {
     site.wait_paired(LONG);
     site.make_table();
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.cut_power(&[Node::A]);
     clients.outage(Node::B, LONG);
     site.power_on(&[Node::A]);

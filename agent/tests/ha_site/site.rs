@@ -438,10 +438,7 @@ impl Site {
         let acks = clients.end();
         for node in nodes.iter().copied() {
             let rows = self.rows(node);
-            if let Err(violation) = client::check(&acks, &rows) {
-                self.show_logs();
-                panic!("{node:?}: {violation}");
-            }
+            client::check(&acks, &rows).unwrap_or_else(|violation| panic!("{node:?}: {violation}"));
             println!("{node:?}: {} acknowledged writes, all among {} rows", acks.len(), rows.len());
         }
     }
@@ -481,6 +478,9 @@ fn processes(chosen: impl Fn(&Path) -> bool, signal: Signal) -> usize {
 
 impl Drop for Site {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_logs();
+        }
         [Node::A, Node::B, Node::W, Node::C].into_iter().for_each(|node| self.kill(node));
         for mut relay in self.relays.drain(..) {
             relay.kill().unwrap();

@@ -12,8 +12,8 @@ const LONG: Duration = Duration::from_secs(180);
 fn a_timeline_that_nobody_heard_of_is_not_taken_twice() {
     let site = Site::paired_quickly("unheard");
     let mut clients = site.clients(1);
-    clients.wait_for_acks(20, LONG);
-    site.ask_switch_over(Node::A);
+    clients.wait_for_more(20, LONG);
+    site.ha(Node::A, &["switchover"]);
     site.wait(Node::A, LONG, |status| status["phase"] == "Following");
     site.net.isolate(Node::B);
     site.wait_alone(Node::A, LONG);
@@ -30,7 +30,7 @@ fn a_timeline_that_nobody_heard_of_is_not_taken_twice() {
 #[test]
 fn a_node_that_was_cut_off_in_a_new_timelines_first_segment_can_serve_alone() {
     let mut site = Site::paired_quickly("torn");
-    site.ask_switch_over(Node::A);
+    site.ha(Node::A, &["switchover"]);
     site.wait(Node::A, LONG, |status| status["phase"] == "Following");
     site.kill(Node::A);
     site.wait_log(Node::B, "Postgres promoted", LONG);
@@ -51,7 +51,7 @@ fn a_node_that_was_cut_off_in_a_new_timelines_first_segment_can_serve_alone() {
     site.start(Node::A);
     site.wait_alone(Node::A, LONG);
     let mut clients = site.clients_on(Node::A, 1);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.start(Node::B);
     site.wait_paired(LONG);
     site.prove(clients);
@@ -62,7 +62,7 @@ fn a_node_that_was_cut_off_in_a_new_timelines_first_segment_can_serve_alone() {
 fn a_lock_whose_number_lives_again_stops_nobody() {
     let mut site = Site::paired_quickly("lock");
     let mut clients = site.clients(1);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.kill(Node::A);
     let lock = site.file(Node::A, "data/postmaster.pid");
     let text = std::fs::read_to_string(&lock).expect("a killed server leaves its lock");

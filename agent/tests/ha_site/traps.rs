@@ -15,7 +15,7 @@ const LONG: Duration = Duration::from_secs(180);
 fn trap_04_names_are_not_in_force_while_the_checkpointer_is_stopped() {
     let mut site = Site::paired_quickly("trap04");
     let mut clients = site.clients(1);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.kill(Node::B);
     site.wait(Node::A, LONG, |status| status["phase"] == "Alone(Apart)");
     site.signal_titled(Node::A, "checkpointer", Signal::SIGSTOP);
@@ -53,7 +53,7 @@ fn trap_05_a_cancel_request_through_the_port_is_swallowed() {
 fn trap_05_a_restarted_primary_shows_nothing_before_the_standby_has_it() {
     let mut site = Site::paired_quickly("trap05restart");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.kill(Node::W);
     site.signal(Node::B, Signal::SIGSTOP);
     site.wait_stuck(Node::A, LONG);
@@ -77,7 +77,7 @@ fn trap_05_a_restarted_primary_shows_nothing_before_the_standby_has_it() {
 fn trap_08_the_holder_goes_on_and_restarts_without_anybody() {
     let mut site = Site::paired_quickly("trap08");
     let mut clients = site.clients_on(Node::A, 2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.kill(Node::B);
     site.wait_alone(Node::A, LONG);
     site.kill(Node::W);
@@ -97,7 +97,7 @@ fn trap_08_the_holder_goes_on_and_restarts_without_anybody() {
 fn trap_01_a_node_from_an_old_backup_is_mute_and_copied_anew() {
     let mut site = Site::paired_quickly("trap01node");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.kill(Node::B);
     let backup = site.back_up(Node::B);
     site.start(Node::B);
@@ -128,9 +128,9 @@ fn trap_06_a_hand_over_that_is_cut_midway_leaves_one_primary() {
     let mut site = Site::paired_quickly("trap06cut");
     let mut clients = site.clients(2);
     for (turn, pause) in [0, 100, 300, 500, 800, 1300].into_iter().enumerate() {
-        clients.wait_for_acks(20, LONG);
+        clients.wait_for_more(20, LONG);
         let giving = site.primary(LONG);
-        site.ask_switch_over(giving);
+        site.ha(giving, &["switchover"]);
         clients.longest_pause(Duration::from_millis(pause));
         let off = if turn % 2 == 0 { vec![giving] } else { vec![giving, giving.other()] };
         off.iter().for_each(|node| site.kill(*node));
@@ -151,7 +151,7 @@ fn trap_06_a_hand_over_that_is_cut_midway_leaves_one_primary() {
 fn trap_07_a_standby_that_hangs_acknowledges_nothing_after_its_vote() {
     let site = Site::paired_quickly("trap07startup");
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     assert_eq!(site.signal_titled(Node::B, "startup recovering", Signal::SIGSTOP), 1);
     clients.wait_for_more(20, LONG);
     site.net.isolate(Node::A);
@@ -178,7 +178,7 @@ fn trap_09_a_standby_that_was_away_for_long_is_copied_anew() {
     ];
     let mut site = Site::with("trap09away", Plan::quick().with_settings(settings));
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     let write = |site: &Site, segments: &str| {
         let mut work = site.client(Node::A, "segments");
         work.env("FARHOLD_HA_SOCKET", site.socket(Node::A)).env("FARHOLD_HA_SEGMENTS", segments);
@@ -221,7 +221,7 @@ fn trap_10_a_copy_that_is_cut_midway_begins_anew() {
     assert_eq!(log.matches("the whole database was copied").count(), 1, "{log}");
     site.make_table();
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     site.prove(clients);
 }
 
@@ -232,9 +232,9 @@ fn trap_06_a_primary_of_a_moment_leaves_its_timeline_to_itself() {
     let times = serde_json::json!({ "peer_lost_ms": 5000, "retry_ms": 300, "rejoin_pause_ms": 100 });
     let site = Site::with("trap06moment", Plan { times, ..Plan::default() });
     let mut clients = site.clients(2);
-    clients.wait_for_acks(20, LONG);
+    clients.wait_for_more(20, LONG);
     assert_eq!(site.signal_titled(Node::B, "startup recovering", Signal::SIGSTOP), 1);
-    site.ask_switch_over(Node::A);
+    site.ha(Node::A, &["switchover"]);
     site.wait(Node::B, LONG, |status| status["phase"] == "Taking");
     site.net.isolate(Node::B);
     site.signal_titled(Node::B, "startup recovering", Signal::SIGCONT);

@@ -66,8 +66,8 @@ impl ToolCommand {
         self.run_with(|_| Ok(()))
     }
 
-    /// Runs the tool, writes its standard input with `feed`, and returns its standard output. If both fail, the
-    /// tool's failure is the error: a broken pipe is only its consequence.
+    /// Runs the tool, writes its standard input with `feed`, and returns its standard output. A broken pipe
+    /// is only a consequence of the tool's failure, which is the error then; any other failure of `feed` ends the tool.
     ///
     /// # Errors
     /// If it cannot be started, does not end with status 0, or `feed` fails.
@@ -194,6 +194,9 @@ mod tests {
         assert_eq!(output, b"bbb");
         let error = shell("echo no space >&2; exit 1").run_with(|pipe| Ok(pipe.write_all(&[0; 8 << 20])?));
         assert!(error.unwrap_err().to_string().contains("no space"));
+        // A tool that goes on at the end of half a stream is ended.
+        let error = shell("exec sleep 1000").run_with(|_| bail!("bad source")).unwrap_err();
+        assert!(format!("{error:#}").contains("bad source"), "{error:#}");
         let error = shell("cat").run_with(|_| bail!("bad source")).unwrap_err();
         assert_eq!(format!("{error:#}"), "feed mke2fs: bad source");
     }

@@ -24,8 +24,17 @@ fn until<E>(patience: Duration, mut look: impl FnMut() -> Result<(), E>) -> Resu
 }
 
 impl Site {
+    /// What `ha` prints; said again as long as its answer is to wait.
     pub fn ha(&self, node: Node, args: &[&str]) -> String {
-        self.try_ha(node, args).unwrap_or_else(|said| panic!("ha {args:?}: {said}"))
+        let mut printed = Ok(String::new());
+        let look = || match self.try_ha(node, args) {
+            Err(said) if said.contains("wait until") => Err(said),
+            ended => {
+                printed = ended;
+                Ok(())
+            }
+        };
+        until(READY, look).and(printed).unwrap_or_else(|said| panic!("ha {args:?}: {said}"))
     }
 
     /// What `ha` prints, or what it says against it.
@@ -52,12 +61,11 @@ impl Site {
             if status.as_ref().is_some_and(&done) { Ok(()) } else { Err(status) }
         };
         if let Err(status) = until(patience, look) {
-            self.show_logs();
             panic!("{node:?} did not come so far in {patience:?}: {status:?}");
         }
     }
 
-    pub fn show_logs(&self) {
+    pub(super) fn show_logs(&self) {
         for node in Node::ALL {
             let log = std::fs::read_to_string(self.folder.join(format!("{node:?}.log"))).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
@@ -75,7 +83,7 @@ impl Site {
     }
 
     pub fn switch_over(&self, from: Node, patience: Duration) {
-        self.ask_switch_over(from);
+        self.ha(from, &["switchover"]);
         self.wait_leading(from.other(), patience);
         self.wait_paired(patience);
     }
@@ -85,17 +93,6 @@ impl Site {
         if node != Node::W {
             drop(self.try_ha(node, &["switchover"]));
         }
-    }
-
-    /// Asks for a hand-over, again as long as the answer is to wait.
-    pub fn ask_switch_over(&self, from: Node) {
-        let ask = || match self.try_ha(from, &["switchover"]) {
-            Err(said) if said.contains("wait until") => Err(said),
-            ended => Ok(ended),
-        };
-        let mut said = Ok(String::new());
-        until(READY, || ask().map(|ended| said = ended)).unwrap_or_else(|late| panic!("switchover: {late}"));
-        said.unwrap_or_else(|refused| panic!("switchover: {refused}"));
     }
 
     pub fn wait_leading(&self, node: Node, patience: Duration) {
