@@ -6,8 +6,8 @@ use super::settings::Settings;
 use crate::durable;
 use crate::ha::act::{Config, Secrets};
 use anyhow::Result;
+use reqwest::Url;
 use serde_json::{Value, json};
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// Read after the files of packs.
@@ -21,15 +21,8 @@ pub fn node(settings: &Settings) -> String {
 
 /// What the pair adds to k3s' configuration.
 pub fn text(config: &Config, settings: &Settings, secrets: &Secrets) -> Value {
-    let database = &config.postgres.database;
-    // The port listens on this machine only, and the agents' tunnel encrypts what leaves it.
-    let endpoint = format!(
-        "postgres://{database}:{}@{}/{database}?sslmode=disable",
-        secrets.datastore_password,
-        local(config.port)
-    );
     let mut value = json!({
-        "datastore-endpoint": endpoint,
+        "datastore-endpoint": endpoint(config, secrets),
         "token": secrets.token,
         "data-dir": settings.data,
         "https-listen-port": settings.port,
@@ -44,11 +37,15 @@ pub fn text(config: &Config, settings: &Settings, secrets: &Secrets) -> Value {
     value
 }
 
-/// A port on all addresses is reached on the local one.
-fn local(port: SocketAddr) -> SocketAddr {
-    let here =
-        if port.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) };
-    SocketAddr::new(if port.ip().is_unspecified() { here } else { port.ip() }, port.port())
+/// The port's socket, which costs less than its address and which no pod reaches. The agents' tunnel encrypts what leaves
+/// this node.
+fn endpoint(config: &Config, secrets: &Secrets) -> String {
+    let folder = config.port_sockets();
+    let query = [("host", &*folder.to_string_lossy()), ("sslmode", "disable")];
+    // Only its query is used: a user and no host, as Go has it, is refused here.
+    let url = Url::parse_with_params("postgres://localhost", query).expect("an address");
+    let (name, password) = (&config.postgres.database, &secrets.datastore_password);
+    format!("postgres://{name}:{password}@/{name}?{}", url.query().unwrap_or_default())
 }
 
 /// Writes it, readable for its owner only.
@@ -67,8 +64,8 @@ pub fn write(config: &Config, settings: &Settings, secrets: &Secrets) -> Result<
 mod tests {
     use super::*;
 
-    fn config(listen: &str, port: &str) -> Config {
-        let value = json!({ "site": "00000000000000aa", "state": "/s", "run": "/r", "listen": listen, "port": port,
+    fn config(listen: &str, run: &str) -> Config {
+        let value = json!({ "site": "00000000000000aa", "state": "/s", "run": run, "listen": listen, "port": "127.0.0.1:5000",
             "postgres": { "bin": "/b", "data": "/d", "database": "kine" }, "k3s": { "node": "a", "names": ["192.0.2.10"] } });
         serde_json::from_value(value).unwrap()
     }
@@ -76,9 +73,10 @@ mod tests {
     #[test]
     fn k3s_is_led_to_the_local_port() {
         let secrets = Secrets { datastore_password: "pass".into(), token: "word".into() };
-        let config = config("10.0.0.1:7600", "127.0.0.1:5000");
+        let config = config("10.0.0.1:7600", "/run/a & b");
         let text = text(&config, config.k3s.as_ref().unwrap(), &secrets);
-        assert_eq!(text["datastore-endpoint"], "postgres://kine:pass@127.0.0.1:5000/kine?sslmode=disable");
+        let endpoint = text["datastore-endpoint"].as_str().unwrap();
+        assert_eq!(endpoint, "postgres://kine:pass@/kine?host=%2Frun%2Fa+%26+b%2Fport&sslmode=disable");
         assert_eq!((&text["token"], &text["node-ip"]), (&json!("word"), &json!("10.0.0.1")));
         assert_eq!((&text["tls-san+"], &text["node-name"]), (&json!(["192.0.2.10"]), &json!("a")));
     }
@@ -86,9 +84,8 @@ mod tests {
     #[test]
     fn an_address_of_every_interface_is_none() {
         let secrets = Secrets { datastore_password: String::new(), token: String::new() };
-        let config = config("[::]:7600", "0.0.0.0:5000");
+        let config = config("[::]:7600", "/r");
         let text = text(&config, config.k3s.as_ref().unwrap(), &secrets);
         assert!(text["node-ip"].is_null());
-        assert!(text["datastore-endpoint"].as_str().unwrap().contains("@127.0.0.1:5000/"));
     }
 }

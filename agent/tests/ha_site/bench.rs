@@ -1,6 +1,6 @@
 //! Measurements for `make bench`: outages at the local port, and what the port costs beside a direct session.
 
-use super::client::{connect, variable};
+use super::client::{config_at, variable};
 use super::site::{Node, Site};
 use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls, Statement};
@@ -90,17 +90,19 @@ pub fn port() {
         .for_each(|line| println!("{line}"));
 }
 
-async fn direct() -> Client {
-    let mut config = tokio_postgres::Config::new();
-    config.host_path(variable("FARHOLD_HA_SOCKET")).port(5432).user("kine").dbname("kine");
-    config.password(variable("FARHOLD_HA_PASSWORD"));
-    let (client, connection) = config.connect(NoTls).await.unwrap();
+/// Port as k3s reaches it, direct, and direct once more: the last two are equal, so their difference is the noise; and the
+/// port by its address.
+const WAYS: [&str; 4] = ["port", "direct", "direct again", "port over TCP"];
+
+async fn session(way: usize) -> Client {
+    let mut direct = tokio_postgres::Config::new();
+    direct.host_path(variable("FARHOLD_HA_SOCKET")).port(5432).user("kine").dbname("kine");
+    direct.password(variable("FARHOLD_HA_PASSWORD"));
+    let config = [config_at(true), direct.clone(), direct, config_at(false)];
+    let (client, connection) = config[way].connect(NoTls).await.unwrap();
     tokio::spawn(async move { drop(connection.await) });
     client
 }
-
-/// Port, direct, and direct once more: the last two are equal, so their difference is the noise.
-const WAYS: [&str; 3] = ["port", "direct", "direct again"];
 
 /// One writer. Its statement is prepared once, as kine's driver does: a write is one question and one answer.
 struct Writer {
@@ -110,7 +112,7 @@ struct Writer {
 
 impl Writer {
     async fn new(way: usize) -> Self {
-        let client = if way == 0 { connect().await.unwrap() } else { direct().await };
+        let client = session(way).await;
         let insert = "INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) \
                       VALUES ($1, 0, 0, 0, $2, 0, $3)";
         let insert = client.prepare(insert).await.unwrap();
@@ -197,11 +199,11 @@ async fn throughput() {
         let pairs = rates[way].iter().zip(&rates[to]);
         median(pairs.map(|(rate, other)| rate / other).collect())
     };
-    let (to_direct, null) = (ratio(0, 1), ratio(2, 1));
-    let [port, direct, again] = rates.map(median);
+    let (to_direct, null, by_tcp) = (ratio(0, 1), ratio(2, 1), ratio(3, 1));
+    let [port, direct, again, tcp] = rates.map(median);
     println!(
-        "BENCH {WRITERS} writers: port {port:.0}, direct {direct:.0}, direct again {again:.0} writes/s; port/direct {to_direct:.3} \
-         (median of {SLICES} pairs; goal 0.9), null pair {null:.3}; load {}",
+        "BENCH {WRITERS} writers: port {port:.0}, direct {direct:.0}, direct again {again:.0}, port over TCP {tcp:.0} writes/s; \
+         port/direct {to_direct:.3} (median of {SLICES} pairs; goal 0.9), null pair {null:.3}, port over TCP/direct {by_tcp:.3}; load {}",
         load()
     );
 }

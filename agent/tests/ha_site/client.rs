@@ -28,12 +28,22 @@ pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
 }
 
-/// How a client reaches its node's port.
-pub fn config() -> tokio_postgres::Config {
+/// How a client reaches its node's port: by address, or at its socket as k3s does.
+pub fn config_at(socket: bool) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
-    config.host("127.0.0.1").port(5000).user("kine").dbname("kine").password(variable("FARHOLD_HA_PASSWORD"));
+    if socket {
+        config.host_path(variable("FARHOLD_HA_PORT")).port(5432);
+    } else {
+        config.host("127.0.0.1").port(5000);
+    }
+    config.user("kine").dbname("kine").password(variable("FARHOLD_HA_PASSWORD"));
     config.connect_timeout(Duration::from_secs(2));
     config
+}
+
+/// The same in the way in which this client was started.
+pub fn config() -> tokio_postgres::Config {
+    config_at(std::env::var_os("FARHOLD_HA_AT_SOCKET").is_some())
 }
 
 pub async fn connect() -> Result<Client, tokio_postgres::Error> {
@@ -181,6 +191,9 @@ impl Clients {
         for (at, node) in nodes.iter().copied().cycle().take(nodes.len() * on_each).enumerate() {
             let mut client = site.client(node, "write");
             client.env("FARHOLD_HA_ME", format!("c{at}")).stdout(Stdio::piped()).stderr(Stdio::null());
+            if (at / nodes.len()).is_multiple_of(2) {
+                client.env("FARHOLD_HA_AT_SOCKET", "yes");
+            }
             let mut child = client.spawn().unwrap();
             let (lines, tell) = (BufReader::new(child.stdout.take().unwrap()).lines(), tell.clone());
             std::thread::spawn(move || {

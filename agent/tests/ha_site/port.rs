@@ -23,38 +23,49 @@ pub async fn idle() {
     drop(client);
 }
 
-/// Runs inside a node's namespace: guests whom the port knows, and others.
+/// Why the port refuses whoever comes so.
+async fn refused(
+    mut config: tokio_postgres::Config,
+    change: impl Fn(&mut tokio_postgres::Config),
+) -> SqlState {
+    change(&mut config);
+    let error = config.connect(NoTls).await.err().expect("a stranger was let in");
+    error.code().cloned().unwrap_or_else(|| panic!("{error}"))
+}
+
+/// Runs inside a node's namespace: guests whom the port knows, and others, at its socket and at its address.
 pub async fn guests() {
-    let refused = async |change: &dyn Fn(&mut tokio_postgres::Config)| {
-        let mut config = client::config();
-        change(&mut config);
-        let error = config.connect(NoTls).await.err().expect("a stranger was let in");
-        error.code().cloned().unwrap_or_else(|| panic!("{error}"))
-    };
-    let wrong = refused(&|config| {
-        config.password("wrong");
-    })
-    .await;
-    assert_eq!(wrong, SqlState::INVALID_PASSWORD);
-    let owner = refused(&|config| {
-        config.user("farhold");
-    })
-    .await;
-    assert_eq!(owner, SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
-    let lowered = refused(&|config| {
-        config.options("-c synchronous_commit=off");
-    })
-    .await;
-    assert_eq!(lowered, SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
-    let guest = client::connect().await.unwrap();
-    assert!(guest.batch_execute("SET synchronous_commit = off").await.is_err(), "durability was lowered");
-    assert!(guest.batch_execute("SELECT 1").await.is_err(), "the session went on");
+    for socket in [true, false] {
+        let config = client::config_at(socket);
+        let wrong = refused(config.clone(), |config| {
+            config.password("wrong");
+        })
+        .await;
+        assert_eq!(wrong, SqlState::INVALID_PASSWORD);
+        let owner = refused(config.clone(), |config| {
+            config.user("farhold");
+        })
+        .await;
+        assert_eq!(owner, SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+        let lowered = refused(config.clone(), |config| {
+            config.options("-c synchronous_commit=off");
+        })
+        .await;
+        assert_eq!(lowered, SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+        let (guest, connection) = config.connect(NoTls).await.unwrap();
+        tokio::spawn(async move { drop(connection.await) });
+        assert!(guest.batch_execute("SET synchronous_commit = off").await.is_err(), "durability was lowered");
+        assert!(guest.batch_execute("SELECT 1").await.is_err(), "the session went on");
+    }
 
     let mut crowd = Vec::new();
     for _ in 0..CROWD {
         crowd.push(tokio::net::TcpStream::connect("127.0.0.1:5000").await.unwrap());
     }
-    assert_eq!(refused(&|_| ()).await, SqlState::TOO_MANY_CONNECTIONS);
+    // By address first: behind the crowd, which is inside when this one is refused.
+    for socket in [false, true] {
+        assert_eq!(refused(client::config_at(socket), |_| ()).await, SqlState::TOO_MANY_CONNECTIONS);
+    }
     drop(crowd);
     while client::connect().await.is_err() {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -403,7 +403,7 @@ impl Site {
     pub fn client(&self, node: Node, what: &str) -> Command {
         let password = std::fs::read_to_string(self.file(Node::A, "state/datastore-password")).unwrap();
         let mut command = self.worker(node, what);
-        command.env("FARHOLD_HA_PASSWORD", password);
+        command.env("FARHOLD_HA_PASSWORD", password).env("FARHOLD_HA_PORT", self.home(node).join("run/port"));
         command
     }
 

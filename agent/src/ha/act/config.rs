@@ -42,7 +42,7 @@ pub struct Config {
     /// Without a witness: what happens when the peer is lost.
     #[serde(default)]
     pub on_peer_loss: PeerLoss,
-    /// The local datastore port.
+    /// The local datastore port; it is also at a socket in `run`.
     pub port: SocketAddr,
     /// The database server.
     pub postgres: Postgres,
@@ -184,6 +184,11 @@ fn hint(path: &Path) -> &'static str {
 }
 
 impl Config {
+    /// Folder of the port's socket for clients on this node, named as drivers of PostgreSQL look for it.
+    pub fn port_sockets(&self) -> PathBuf {
+        self.run.join("port")
+    }
+
     /// Reads and checks a file.
     ///
     /// # Errors

@@ -96,7 +96,7 @@ pub fn files(config: &Config) -> (PathBuf, Counters) {
 }
 
 async fn main(config: Config) -> Result<()> {
-    for folder in ["db", "tunnel", "copy"] {
+    for folder in ["db", "tunnel", "copy", "port"] {
         durable::make_folder(&config.run.join(folder), 0o700)?;
     }
     let identity = Identity::open(&config.state)?;
@@ -120,7 +120,8 @@ async fn main(config: Config) -> Result<()> {
     }
     let site = Rc::new(Site::new(config, identity, voter, (platform, moved, inputs))?);
     let (requests, asked) = mpsc::channel(8);
-    spawn_local(port::serve(Rc::clone(&site), clients));
+    let here = socket(&site.config.port_sockets().join(".s.PGSQL.5432"))?;
+    spawn_local(port::serve(Rc::clone(&site), clients, here));
     spawn_local(tunnel::serve(Rc::clone(&site), tcp));
     spawn_local(tunnel::follow(Rc::clone(&site), socket(&site.tunnel_sockets().join(".s.PGSQL.5432"))?));
     spawn_local(tunnel::fetch(Rc::clone(&site), socket(&site.copy_sockets().join(".s.PGSQL.5432"))?));

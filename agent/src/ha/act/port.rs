@@ -5,6 +5,7 @@
 
 use super::filter::Filter;
 use super::gate::Verdict;
+use super::listen;
 use super::relay::{Sink, Source, both, pump};
 use super::site::Site;
 use super::startup::{First, STARTUP_MAX, error, parse};
@@ -14,49 +15,74 @@ use crate::ha::port::{Port, forward};
 use anyhow::{Context, Result, bail, ensure};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// Clients at once.
+/// Clients at once; as many more are told that there is no place.
 const CLIENTS_MAX: usize = 150;
 /// How long a client may take to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same if it will be refused.
+const PATIENCE_REFUSED: Duration = Duration::from_secs(1);
 
-/// Takes clients until the agent ends.
-pub async fn serve(site: Rc<Site>, listener: TcpListener) {
-    let clients = Rc::new(tokio::sync::Semaphore::new(CLIENTS_MAX));
+/// What comes from a client, and what goes to it.
+type Client = (Box<dyn AsyncRead + Unpin>, Box<dyn AsyncWrite + Unpin>);
+
+fn remote(client: TcpStream) -> Result<Client> {
+    client.set_nodelay(true)?;
+    let (read, write) = client.into_split();
+    Ok((Box::new(read), Box::new(write)))
+}
+
+fn local(client: UnixStream) -> Result<Client> {
+    let (read, write) = client.into_split();
+    Ok((Box::new(read), Box::new(write)))
+}
+
+/// Takes clients of both sockets until the agent ends.
+pub async fn serve(site: Rc<Site>, network: TcpListener, here: UnixListener) {
+    let places = Rc::new([Semaphore::new(CLIENTS_MAX), Semaphore::new(CLIENTS_MAX)]);
     loop {
-        let (client, _) = super::listen::remote(&listener).await;
-        let (site, clients) = (Rc::clone(&site), Rc::clone(&clients));
+        let client = tokio::select! {
+            (client, _) = listen::remote(&network) => remote(client),
+            client = listen::local(&here) => local(client),
+        };
+        let (site, places) = (Rc::clone(&site), Rc::clone(&places));
         tokio::task::spawn_local(async move {
-            let Ok(_place) = clients.try_acquire() else {
-                refuse(client, "53300", "the datastore port has too many clients").await;
-                return;
-            };
-            if let Err(error) = client_session(&site, client).await {
+            if let Err(error) = taken(&site, &places, client).await {
                 tracing::debug!(error = format!("{error:#}"), "a client of the port ended");
             }
         });
     }
 }
 
-async fn refuse(mut client: TcpStream, code: &str, message: &str) {
-    if let Err(error) = client.write_all(&error(code, message)).await {
-        tracing::debug!(%error, "a client did not wait for the reason");
+async fn taken(site: &Rc<Site>, [inside, refused]: &[Semaphore; 2], client: Result<Client>) -> Result<()> {
+    let mut client = client?;
+    if let Ok(_place) = inside.try_acquire() {
+        return client_session(site, client).await;
     }
+    let Ok(_place) = refused.try_acquire() else { bail!("too many clients to tell them so") };
+    // At a socket, whoever is refused before it has spoken finds the socket closed and no reason.
+    timeout(PATIENCE_REFUSED, first_packet(&mut client)).await.context("a client says nothing")??;
+    refuse(&mut client, "53300", "the datastore port has too many clients").await
+}
+
+async fn refuse(client: &mut Client, code: &str, message: &str) -> Result<()> {
+    client.1.write_all(&error(code, message)).await.context("a client did not wait for the reason")
 }
 
 /// The first packet that begins a session, with its length; encryption is declined, cancel requests are swallowed.
-async fn first_packet(client: &mut TcpStream) -> Result<Option<(Vec<u8>, super::startup::Session)>> {
+async fn first_packet((read, write): &mut Client) -> Result<Option<(Vec<u8>, super::startup::Session)>> {
     for _ in 0..3 {
-        let length = usize::try_from(client.read_u32().await?).context("a length")?;
+        let length = usize::try_from(read.read_u32().await?).context("a length")?;
         ensure!((8..=STARTUP_MAX).contains(&length), "a first packet of {length} bytes");
         let mut packet = vec![0; length];
         packet[..4].copy_from_slice(&startup_length(length));
-        client.read_exact(&mut packet[4..]).await?;
+        read.read_exact(&mut packet[4..]).await?;
         match parse(&packet[4..]) {
-            Ok(First::Encryption) => client.write_all(b"N").await?,
+            Ok(First::Encryption) => write.write_all(b"N").await?,
             Ok(First::Cancel) => return Ok(None),
             Ok(First::Session(session)) => return Ok(Some((packet, session))),
             Err(problem) => bail!(problem),
@@ -69,21 +95,19 @@ fn startup_length(length: usize) -> [u8; 4] {
     [24, 16, 8, 0].map(|shift| (length >> shift & 0xff) as u8)
 }
 
-async fn client_session(site: &Rc<Site>, mut client: TcpStream) -> Result<()> {
-    client.set_nodelay(true)?;
+async fn client_session(site: &Rc<Site>, mut client: Client) -> Result<()> {
     let first = timeout(PATIENCE, first_packet(&mut client)).await.context("a client says nothing")??;
     let Some((packet, session)) = first else { return Ok(()) };
     if let Err(problem) = session.check_client(&site.config.postgres.database) {
-        refuse(client, "28000", problem).await;
-        return Ok(());
+        return refuse(&mut client, "28000", problem).await;
     }
     let pass = site.port_gate.pass();
     let leads = site.forward();
     let verdict = || if site.forward() == leads { Verdict::Go } else { Verdict::Stop };
     let (source, sink) = match leads {
         Port::Closed => {
-            refuse(client, "57P03", "the database serves nothing at the moment; try again").await;
-            return Ok(());
+            return refuse(&mut client, "57P03", "the database serves nothing at the moment; try again")
+                .await;
         }
         Port::Local => {
             let mut server =
@@ -100,9 +124,8 @@ async fn client_session(site: &Rc<Site>, mut client: TcpStream) -> Result<()> {
             (Source::Sealed(read), Sink::Sealed(write))
         }
     };
-    let (read, write) = client.into_split();
-    let forth = pump(Source::Plain(Box::new(read)), sink, &pass, &verdict, Some(Filter::default()));
-    let back = pump(source, Sink::Plain(Box::new(write)), &pass, &verdict, None);
+    let forth = pump(Source::Plain(client.0), sink, &pass, &verdict, Some(Filter::default()));
+    let back = pump(source, Sink::Plain(client.1), &pass, &verdict, None);
     both(forth, back, &pass).await
 }
 
