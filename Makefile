@@ -114,10 +114,19 @@ old-image: ## bake the image of the first state that has updates, with its own p
 	mkdir -p $(OLD) && git archive $(FIRST_UPDATES) | tar -x -C $(OLD)
 	$(MAKE) --no-print-directory -C $(OLD) image
 
-test-all: test old-image pair-image ## and the ones that take longer
+# An earlier state whose agent must make a pair with today's: the nodes of a pair are updated one after the other.
+EARLIER := c3f735b13cc70872864edb4d6f4bb3011bcc02ad
+EARLIER_AGENT := $(BUILD)/earlier/target/release/farhold-agent
+$(EARLIER_AGENT):
+	@git cat-file -e $(EARLIER)^{commit} || { echo "make: this clone lacks commit $(EARLIER): git fetch --unshallow" >&2; exit 1; }
+	mkdir -p $(BUILD)/earlier && git archive $(EARLIER) | tar -x -C $(BUILD)/earlier
+	cd $(BUILD)/earlier && CARGO_TARGET_DIR=target $(CARGO) build --release -p agent --bin farhold-agent
+
+test-all: test old-image pair-image $(EARLIER_AGENT) ## and the ones that take longer
 	$(CARGO) test --release -p image-builder -- --ignored
 	$(CARGO) test --release -p agent --lib -- --ignored --nocapture
 	$(CARGO) test --release -p agent --bin farhold-agent -- --ignored --nocapture a_thousand_devices
+	FARHOLD_OLD_AGENT=$(CURDIR)/$(EARLIER_AGENT) $(CARGO) test --release -p agent --test ha_site versions -- --ignored --nocapture
 	$(CARGO) test --release -p agent --test ha_site every_subset -- --ignored --nocapture
 	$(CARGO) test --release -p agent --test ha_site campaign -- --ignored --nocapture
 	$(VM_ENV) FARHOLD_OLD_IMAGE_DIR=$(CURDIR)/$(OLD)/build/edge-minimal $(CARGO) test --release -p qemu-tests --features long -- --test-threads=1

@@ -25,6 +25,7 @@ mod relay;
 mod site;
 mod timelines;
 mod traps;
+mod versions;
 
 use site::{Node, Site};
 use std::time::Duration;
