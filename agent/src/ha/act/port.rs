@@ -36,9 +36,9 @@ fn remote(client: TcpStream) -> Result<Client> {
     Ok((Box::new(read), Box::new(write)))
 }
 
-fn local(client: UnixStream) -> Result<Client> {
+fn local(client: UnixStream) -> Client {
     let (read, write) = client.into_split();
-    Ok((Box::new(read), Box::new(write)))
+    (Box::new(read), Box::new(write))
 }
 
 /// Takes clients of both sockets until the agent ends.
@@ -47,7 +47,7 @@ pub async fn serve(site: Rc<Site>, network: TcpListener, here: UnixListener) {
     loop {
         let client = tokio::select! {
             (client, _) = listen::remote(&network) => remote(client),
-            client = listen::local(&here) => local(client),
+            client = listen::local(&here) => Ok(local(client)),
         };
         let (site, places) = (Rc::clone(&site), Rc::clone(&places));
         tokio::task::spawn_local(async move {
