@@ -9,9 +9,10 @@ mod common;
 
 use common::store;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 const FARHOLD: &str = env!("CARGO_BIN_EXE_farhold");
 
@@ -241,20 +242,14 @@ fn a_killed_build_leaves_nothing_in_place_and_resumes() {
     desk.cache = cold;
     std::fs::rename(desk.path("out"), desk.path("whole")).unwrap();
     for wait in [300, 1500, 3000, 5000] {
-        let mut child = desk.build().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let until = Instant::now() + Duration::from_millis(wait);
-        while Instant::now() < until && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let (mut child, ended) = spawn_family(&desk.build());
+        let by_itself = ended.recv_timeout(Duration::from_millis(wait)).is_ok();
         let was_running = child.try_wait().unwrap().is_none();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!was_running || !desk.path("out").exists(), "half an output after {wait} ms");
-        let until = Instant::now() + Duration::from_secs(10);
-        while !processes_of(&desk.cache).is_empty() {
-            assert!(Instant::now() < until, "left behind: {:?}", processes_of(&desk.cache));
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let all_ended = by_itself || ended.recv_timeout(Duration::from_secs(10)).is_ok();
+        assert!(all_ended, "left behind after {wait} ms: {:?}", processes_of(&desk.cache));
     }
     let output = desk.build().arg("--json").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -265,6 +260,18 @@ fn a_killed_build_leaves_nothing_in_place_and_resumes() {
     };
     assert_eq!(disk(&resumed), disk(&report));
     assert_eq!(desk.leftovers(), ["out"]);
+}
+
+/// The same call, and what hears when it and whatever it started have ended: nobody holds the pipe any more.
+fn spawn_family(call: &Command) -> (Child, Receiver<()>) {
+    let mut family = Command::new("sh");
+    family.args(["-c", r#"exec "$0" "$@" 9>&1"#]).arg(call.get_program()).args(call.get_args());
+    family.envs(call.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    family.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = family.spawn().unwrap();
+    let (mut pipe, (tell, ended)) = (child.stdout.take().unwrap(), channel());
+    std::thread::spawn(move || std::io::copy(&mut pipe, &mut std::io::sink()).map(|_| tell.send(())));
+    (child, ended)
 }
 
 /// Command lines of programs out of this cache.

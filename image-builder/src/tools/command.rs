@@ -189,6 +189,17 @@ mod tests {
     }
 
     #[test]
+    fn a_tool_ends_with_the_thread_that_waits_for_it() {
+        let start = || {
+            let mut tool = shell("echo on; exec sleep 100").tied().spawn().unwrap();
+            tool.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+            tool
+        };
+        let mut tool = std::thread::spawn(start).join().unwrap();
+        assert_eq!(tool.wait().unwrap().signal(), Some(9));
+    }
+
+    #[test]
     fn feeds_input_and_prefers_the_tools_failure_to_the_broken_pipe() {
         let output = shell("tr a b").run_with(|pipe| Ok(pipe.write_all(b"aaa")?)).unwrap();
         assert_eq!(output, b"bbb");
